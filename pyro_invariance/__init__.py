@@ -1,0 +1,23 @@
+"""Symmetry as a latent variable: Pyro models of what data may be indifferent to, selected by their evidence."""
+
+from pyro_invariance.datasets import Dataset, from_arrays, load
+from pyro_invariance.evidence.base import Evidence
+from pyro_invariance.profiles import profile
+from pyro_invariance.selection import VERSION, Selection, select
+from pyro_invariance.typing import BadInput
+from pyro_invariance.zoo import Card, Extent, Hypothesis
+
+__version__ = VERSION
+__all__ = [
+    "BadInput",
+    "Card",
+    "Dataset",
+    "Evidence",
+    "Extent",
+    "Hypothesis",
+    "Selection",
+    "from_arrays",
+    "load",
+    "profile",
+    "select",
+]

@@ -1,0 +1,154 @@
+"""Command line: `select`, `predict`, `profile`, `list`, `card`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from pyro_invariance import datasets, plotting, selection, zoo  # noqa: E402
+from pyro_invariance.profiles import profile  # noqa: E402
+from pyro_invariance.typing import BadInput  # noqa: E402
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(f"{message}; see {self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="pyro-invariance", description="Which symmetry do the data have? Selection by evidence.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    data_help = "built-in name (digits) or an .npz with x_train, y_train and optionally x_test, y_test, kind"
+
+    def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(function=function)
+        return sub
+
+    run = command("select", _select, "rank symmetry hypotheses by evidence and judge each symmetry")
+    run.add_argument("data", nargs="?", default="digits", help=data_help)
+    run.add_argument("--model", default="orbit_gp", help="zoo entry")
+    run.add_argument("--hypotheses", help="comma-separated names; all by default")
+    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--out", help="run folder; runs/DATA-... by default")
+    run.add_argument("--jobs", type=int, help="hypotheses fitted at the same time")
+
+    new = command("predict", _predict, "predict new data with the best hypothesis of a saved run")
+    new.add_argument("run", help="folder of a finished run")
+    new.add_argument("new", help="an .npz with x (or x_test)")
+    new.add_argument("--hypothesis", help="another hypothesis than the best")
+    new.add_argument("--out", help="an .npz to write; RUN/predictions.npz by default")
+
+    walk = command("profile", _profile, "evidence against the extent of a learned range, as a picture")
+    walk.add_argument("data", nargs="?", default="digits", help=data_help)
+    walk.add_argument("--model", default="orbit_gp", help="zoo entry")
+    walk.add_argument("--hypothesis", default="rotation")
+    walk.add_argument("--seed", type=int, default=0)
+    walk.add_argument("--images", type=int, default=500, help="evidence images, a class-balanced subset")
+    walk.add_argument("--out", default="profile.png", help="picture to write")
+
+    command("list", _list, "the entries of the zoo")
+    card = command("card", _card, "what an entry is")
+    card.add_argument("name")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; exit status 0, 1 when a hypothesis failed, 2 for bad input."""
+    try:
+        chosen = _parser().parse_args(arguments)
+        return int(chosen.function(chosen))
+    except BadInput as error:
+        print(f"pyro-invariance: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("pyro-invariance: interrupted; the same command resumes", file=sys.stderr)
+        return 130
+
+
+def _select(chosen: argparse.Namespace) -> int:
+    data = datasets.load(chosen.data, chosen.seed)
+    if chosen.jobs is not None and chosen.jobs < 1:
+        raise BadInput(f"jobs: got {chosen.jobs}; 1 or more")
+    names = None if chosen.hypotheses is None else [n for n in chosen.hypotheses.split(",") if n]
+    out = Path(chosen.out or f"runs/{data.name}-{chosen.model}-seed{chosen.seed}-{data.sha256[:8]}")
+    result = selection.select(data, chosen.model, names, seed=chosen.seed, out=out, jobs=chosen.jobs)
+    pictures = plotting.save_all(result, out)
+    print(describe(result))
+    print(f"\nin {out}: selection.json, posterior.nc, {', '.join(p.name for p in pictures)}")
+    return 1 if result.failed else 0
+
+
+def describe(result: selection.Selection) -> str:
+    """The outcome for a terminal: the table, the verdicts in words, the best model."""
+    data, best = result.data, result.best
+    drawn = f", a class-balanced subset of {data.total} drawn with seed {result.seed}" if data.total > len(data.y) else ""
+    lines = [f"{data.name}: evidence on {len(data.y)} images{drawn}; {data.coding}", ""]
+    table = result.table.round(3).drop(columns=["cpu_seconds"])
+    lines += [table.to_string(float_format=lambda v: f"{v:.3f}" if abs(v) < 10 else f"{v:.1f}"), ""]
+    lines += [f"{label:16} {reason}" for label, reason in result.failed.items()]
+    for name, v in result.verdicts.items():
+        certain = ", certified" if v.certified else ""
+        lines.append(f"{name:12} {v.verdict:10}{certain} ({v.base}: {v.reason})")
+    lines += ["", f"best model: {best.label}, {best.evidence}"]
+    shaky = [f.label for f in result.fits if (f.evidence.khat or 0) > 0.7]
+    if shaky:
+        lines.append(f"note: k-hat above 0.7 for {', '.join(shaky)}: the normal guide misses a tail; see looseness")
+    return "\n".join(lines)
+
+
+def _predict(chosen: argparse.Namespace) -> int:
+    run = selection.load(chosen.run)
+    images = datasets.load_new(chosen.new, run.data)
+    scores = run.predict(images, chosen.hypothesis).numpy()
+    out = Path(chosen.out or Path(chosen.run) / "predictions.npz")
+    if run.data.classes is None:
+        np.savez_compressed(out, value=scores)
+    else:
+        np.savez_compressed(out, label=scores.argmax(1), probability=scores)
+    print(f"{len(images)} predictions by {chosen.hypothesis or run.best.label} in {out}")
+    return 0
+
+
+def _profile(chosen: argparse.Namespace) -> int:
+    data = datasets.load(chosen.data, chosen.seed).subset(chosen.images, chosen.seed)
+    candidates = [h for h in selection.choose(data, chosen.model, [chosen.hypothesis]) if h.extents]
+    if not candidates:
+        raise BadInput(f"hypothesis: {chosen.hypothesis!r} has no learned range to profile")
+    result = profile(candidates[0], data)
+    for extent, value in zip(result.extent, result.log_density, strict=True):
+        shown = f"{np.degrees(extent):8.1f} deg" if result.unit == "rad" else f"{extent:8.3f}"
+        print(f"{shown}  {value:12.1f} nats")
+    plotting.profile(result).figure.savefig(chosen.out, dpi=120)
+    print(f"picture in {chosen.out}")
+    return 0
+
+
+def _list(chosen: argparse.Namespace) -> int:
+    for name in zoo.names():
+        card = zoo.load(name).CARD
+        print(f"{name:16} {card.title} - {card.task}")
+    return 0
+
+
+def _card(chosen: argparse.Namespace) -> int:
+    entry = zoo.load(chosen.name)
+    print(f"{entry.CARD.title}\n\n{(entry.__doc__ or '').strip()}\n")
+    for field, value in vars(entry.CARD).items():
+        if isinstance(value, dict):
+            value = "; ".join(f"{k} {v}" for k, v in value.items())
+        print(f"{field:12} {', '.join(value) if isinstance(value, tuple) else value}")
+    return 0
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    sys.exit(main())

@@ -1,0 +1,292 @@
+"""Labelled data, checked on the way in: built-in names and `.npz` files of plain arrays."""
+
+import difflib
+import hashlib
+import zipfile
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from pyro_invariance.processes import class_codes
+from pyro_invariance.typing import BadInput
+
+KINDS = ("images", "series", "points")
+LIMIT = 2_000  # images that an exact evidence is computed on
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Say which names are accepted, the nearest one first."""
+    known = list(known)
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}accepted: {', '.join(known)}"
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training and test data of one task.
+
+    Attributes
+    ----------
+    name : str
+        Built-in name or file stem.
+    kind : str
+        `images`, `series` or `points`.
+    x, y : Tensor
+        Inputs the evidence is computed on (images `[N, C, H, W]`, float64) and labels `[N]` (integer classes, or
+        float64 values for regression).
+    x_test, y_test : Tensor
+        Held-out data, possibly empty.
+    classes : int or None
+        Number of classes; None for regression.
+    total : int
+        Training items before a subset was drawn.
+    sha256 : str
+        Digest of all arrays as given.
+    """
+
+    name: str
+    kind: Literal["images", "series", "points"]
+    x: Tensor
+    y: Tensor
+    x_test: Tensor
+    y_test: Tensor
+    classes: int | None
+    total: int
+    sha256: str
+
+    @property
+    def codes(self) -> Tensor | None:
+        """Target vectors of the classes `[C, C - 1]`."""
+        return None if self.classes is None else class_codes(self.classes)
+
+    def encode(self, y: Tensor) -> Tensor:
+        """Targets `[n, O]`: class contrasts, or values centred and scaled by those of the training labels."""
+        if self.codes is not None:
+            return self.codes[y]
+        return ((y - self.y.mean()) / self.y.std())[:, None]
+
+    @property
+    def targets(self) -> Tensor:
+        """Targets `[N, O]` of the evidence."""
+        return self.encode(self.y)
+
+    @property
+    def coding(self) -> str:
+        """The target coding in words."""
+        if self.classes is None:
+            return "values centred and scaled to unit variance"
+        if self.classes == 2:
+            return "one output of -1 and +1"
+        return f"{self.classes - 1} orthonormal contrasts of {self.classes} one-hot classes, unit variance per output"
+
+    def subset(self, size: int, seed: int) -> "Dataset":
+        """A random subset of the training items, balanced over classes as far as they allow."""
+        if size >= len(self.y):
+            return self
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(self.y), generator=generator)
+        if self.classes is not None:
+            labels = self.y[order]
+            rank = torch.zeros_like(labels)  # how many of the same class come before
+            for c in range(self.classes):
+                rank[labels == c] = torch.arange(int((labels == c).sum()))
+            order = order[torch.sort(rank, stable=True).indices]
+        chosen = order[:size].sort().values
+        return replace(self, x=self.x[chosen], y=self.y[chosen])
+
+
+def load(source: str | Path, seed: int = 0) -> Dataset:
+    """Load a built-in data set or an `.npz` file.
+
+    Parameters
+    ----------
+    source : str or Path
+        `digits` (scikit-learn's bundled 8 x 8 digits, 1,000 for training by the seed) or the path of an `.npz` with
+        `x_train`, `y_train`, optionally `x_test`, `y_test` and `kind`.
+    seed : int
+        Draws the training half of `digits`.
+
+    Raises
+    ------
+    BadInput
+        With the argument, what was got and what is accepted.
+    """
+    if str(source) == "digits":
+        return _digits(seed)
+    path = Path(source)
+    if path.suffix != ".npz":
+        raise BadInput(f"data: got {str(source)!r}; {nearest(str(source), ['digits'])}, or the path of an .npz file")
+    if not path.is_file():
+        raise BadInput(f"data: no file {str(source)!r}")
+    return from_arrays(path.stem, **_read(path, ("x_train", "y_train"), optional=("x_test", "y_test", "kind")))
+
+
+def load_new(source: str | Path, data: Dataset) -> Tensor:
+    """Load new inputs `x` (or `x_test`) for predictions, checked against the data of a run."""
+    path = Path(source)
+    if not path.is_file():
+        raise BadInput(f"new: no file {str(source)!r}")
+    arrays = _read(path, ("x",), ("x_test",))
+    x = _inputs("x", arrays.get("x", arrays.get("x_test")))
+    if data.kind == "images":
+        if x.ndim not in (3, 4):
+            raise BadInput(f"x: got shape {x.shape}; images are [N, H, W] or [N, H, W, C]")
+        images = _channels_first(x)
+        if images.shape[1:] != data.x.shape[1:]:
+            raise BadInput(f"x: images of shape {tuple(images.shape[1:])}, the run was on {tuple(data.x.shape[1:])}")
+        return images
+    if x.shape[1:] != data.x.shape[1:]:
+        raise BadInput(f"x: items of shape {x.shape[1:]}, the run was on {tuple(data.x.shape[1:])}")
+    return torch.as_tensor(x)
+
+
+def _digits(seed: int) -> Dataset:
+    bundle = load_digits()
+    order = np.random.default_rng(seed).permutation(len(bundle.target))
+    x, y = bundle.images[order] / 16.0, bundle.target[order]
+    return from_arrays("digits", x[:1000], y[:1000], x[1000:], y[1000:])
+
+
+def _read(path: Path, *accepted: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+    """Arrays of an archive that holds at least one of the accepted sets of keys."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise BadInput(f"data: {str(path)!r} is not an .npz archive of arrays")
+            if not any(set(keys) <= set(archive.files) for keys in accepted):
+                found = ", ".join(archive.files) or "nothing"
+                wanted = " or ".join(" and ".join(keys) for keys in accepted)
+                raise BadInput(f"data: {str(path)!r} lacks {wanted}; it holds {found}")
+            wanted_keys = {*(k for keys in accepted for k in keys), *optional}
+            return {k: archive[k] for k in archive.files if k in wanted_keys}
+    except BadInput:
+        raise
+    except ValueError:  # numpy's word for a pickle
+        raise BadInput(f"data: {str(path)!r} holds object arrays or is no .npz; pickles are never loaded") from None
+    except (zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"data: {str(path)!r} is not an .npz archive ({error})") from None
+
+
+def from_arrays(
+    name: str,
+    x_train: np.ndarray,
+    y_train: np.ndarray,
+    x_test: np.ndarray | None = None,
+    y_test: np.ndarray | None = None,
+    kind: object = None,
+) -> Dataset:
+    """Check plain arrays and make a `Dataset` of them.
+
+    Parameters
+    ----------
+    name : str
+        What to call it.
+    x_train, x_test : ndarray
+        Images `[N, H, W]` or `[N, H, W, C]` (integers are divided by the maximum of their dtype, floats are used as
+        given), series `[N, T]` or points `[N, P, D]`.
+    y_train, y_test : ndarray `[N]`
+        Integers 0..C-1 mean classes, floats regression.
+    kind : str, optional
+        `images`, `series` or `points`; without it 2-D arrays are series, 3-D and 4-D images.
+
+    Raises
+    ------
+    BadInput
+        With the argument, what was got and what is accepted.
+    """
+    x_train, y_train = np.asarray(x_train), np.asarray(y_train)
+    if (x_test is None) != (y_test is None):
+        raise BadInput("x_test, y_test: got only one of the two; give both or none")
+    x_test = x_train[:0] if x_test is None else np.asarray(x_test)
+    y_test = y_train[:0] if y_test is None else np.asarray(y_test)
+    digest = hashlib.sha256()
+    for array in (x_train, y_train, x_test, y_test):
+        if array.dtype == object:
+            raise BadInput(f"{name}: got an object array; plain numbers are accepted")
+        digest.update(str((array.shape, array.dtype.str)).encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    x_train, x_test = _inputs("x_train", x_train), _inputs("x_test", x_test)
+    chosen = _kind(kind, x_train)
+    if x_test.shape[1:] != x_train.shape[1:]:
+        raise BadInput(f"x_test: items of shape {x_test.shape[1:]}, those of x_train have {x_train.shape[1:]}")
+    if x_train.size == 0 or not np.ptp(x_train.reshape(len(x_train), -1), axis=0).any():
+        raise BadInput(f"x_train: all {len(x_train)} items are the same, there is nothing to learn from")
+    if chosen == "images" and not np.ptp(x_train.reshape(len(x_train), -1), axis=1).any():
+        raise BadInput("x_train: every image is constant, there is nothing to learn from")
+    classes = _labels(x_train, y_train, x_test, y_test)
+    x, new = (_channels_first(a) if chosen == "images" else torch.as_tensor(a) for a in (x_train, x_test))
+    to = torch.long if classes else torch.float64
+    y, y_new = (torch.as_tensor(a.astype(np.int64 if classes else np.float64)).to(to) for a in (y_train, y_test))
+    return Dataset(name, chosen, x, y, new, y_new, classes, len(y), digest.hexdigest())
+
+
+def _inputs(name: str, x: np.ndarray) -> np.ndarray:
+    if x.dtype.kind in "iu":
+        x = x / np.iinfo(x.dtype).max
+    elif x.dtype.kind == "b":
+        x = x.astype(np.float64)
+    elif x.dtype.kind != "f":
+        raise BadInput(f"{name}: got dtype {x.dtype}, integers and floats are accepted")
+    x = x.astype(np.float64)
+    if not np.isfinite(x).all():
+        raise BadInput(f"{name}: holds {int((~np.isfinite(x)).sum())} values that are NaN or infinite")
+    return x
+
+
+def _kind(kind: object, x: np.ndarray) -> Literal["images", "series", "points"]:
+    inferred = {2: "series", 3: "images", 4: "images"}.get(x.ndim)
+    chosen = inferred if kind is None else str(np.asarray(kind))
+    if chosen not in KINDS:
+        got = f"an array of shape {x.shape}" if kind is None else repr(chosen)
+        raise BadInput(f"kind: got {got}; {nearest(str(chosen), KINDS)}")
+    if chosen == "images":
+        if x.ndim not in (3, 4):
+            raise BadInput(f"x_train: got shape {x.shape}; images are [N, H, W] or [N, H, W, C]")
+        if min(x.shape[1:3]) < 4:
+            raise BadInput(f"x_train: images of {x.shape[1]} x {x.shape[2]} pixels; 4 x 4 is the least")
+        if x.ndim == 4 and x.shape[3] > 4:
+            raise BadInput(f"x_train: got {x.shape[3]} channels in shape {x.shape}; channels come last, 4 at most")
+    return chosen  # type: ignore[return-value]
+
+
+def _labels(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> int | None:
+    for name, inputs, labels in (("y_train", x, y), ("y_test", x_test, y_test)):
+        if labels.ndim != 1 or len(labels) != len(inputs):
+            raise BadInput(f"{name}: got shape {labels.shape} for {len(inputs)} items; one label per item")
+    if y.dtype.kind == "f":
+        if not (np.isfinite(y).all() and np.isfinite(y_test).all()):
+            raise BadInput("y_train, y_test: NaN or infinite values")
+        if np.ptp(y) == 0:
+            raise BadInput(f"y_train: all values are {y[0]}, there is nothing to learn")
+        return None
+    if y.dtype.kind not in "iub":
+        raise BadInput(f"y_train: got dtype {y.dtype}; integers mean classes, floats regression")
+    found = np.unique(y.astype(np.int64))
+    if found[0] < 0:
+        raise BadInput(f"y_train: got the negative label {found[0]}; classes are 0, 1, ..., C-1")
+    if len(found) < 2:
+        raise BadInput(f"y_train: got one class only ({found[0]}); two or more are needed")
+    if found[-1] != len(found) - 1:
+        gap = sorted(set(range(int(found[-1]))) - set(found.tolist()))[0]
+        raise BadInput(f"y_train: labels go to {found[-1]} but {gap} does not occur; classes are 0, 1, ..., C-1")
+    if len(y_test) and (y_test.min() < 0 or y_test.max() >= len(found)):
+        raise BadInput(f"y_test: got labels {y_test.min()} to {y_test.max()}; training has classes 0 to {found[-1]}")
+    return len(found)
+
+
+def _channels_first(x: np.ndarray) -> Tensor:
+    images = torch.as_tensor(x)
+    images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
+    h, w = images.shape[-2:]
+    side = max(h, w)  # a turn needs a square: the short side is padded with zeros
+    top, left = (side - h) // 2, (side - w) // 2
+    return F.pad(images, [left, side - w - left, top, side - h - top]).contiguous()

@@ -1,0 +1,1 @@
+"""Estimates of the evidence, each with its bound side and its errors."""

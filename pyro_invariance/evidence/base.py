@@ -1,0 +1,135 @@
+"""What an evidence is: a value in nats with its bound side and everything that qualifies it."""
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import biject_to
+
+from pyro_invariance.typing import BadInput
+
+Bound = Literal["exact", "lower", "upper", "estimate"]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Log evidence of all the data under a model.
+
+    Attributes
+    ----------
+    value : float
+        Nats, total over the data.
+    std_error : float
+        Monte Carlo standard error from independent draws, nats; 0 for exact values.
+    bound : str
+        `exact`, `lower`, `upper` (in expectation) or `estimate`.
+    khat : float or None
+        Pareto shape of the importance weights; None where there are none.
+    looseness : float or None
+        Importance-sampled evidence minus this lower bound, nats.
+    drift : float or None
+        Change over the last tenth of the optimisation, nats.
+    """
+
+    value: float
+    std_error: float
+    bound: Bound
+    khat: float | None = None
+    looseness: float | None = None
+    drift: float | None = None
+
+    def __str__(self) -> str:
+        side = {"exact": "", "lower": " (lower bound)", "upper": " (upper bound)", "estimate": " (estimate)"}[self.bound]
+        return f"log evidence {self.value:.1f} +- {self.std_error:.2f} nats{side}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A Pyro model with its arguments, and optionally a fitted guide: what an estimator works on."""
+
+    model: Callable
+    args: tuple = ()
+    guide: Callable | None = None
+
+
+@dataclass
+class LogJoint:
+    """Log joint density of a Pyro model as a function of one unconstrained vector.
+
+    Sites are concatenated in order of execution, each through `biject_to(support)`, as Pyro's automatic guides do.
+
+    Parameters
+    ----------
+    model : callable
+        A Pyro model whose latent sites are continuous.
+    args : tuple
+        Its arguments.
+    """
+
+    model: Callable
+    args: tuple = ()
+    transforms: dict = field(init=False)
+    shapes: dict = field(init=False)
+
+    def __post_init__(self) -> None:
+        trace = poutine.trace(self.model).get_trace(*self.args)
+        self.transforms, self.shapes = {}, {}
+        for name in trace.stochastic_nodes:
+            site = trace.nodes[name]
+            if site["fn"].has_enumerate_support:
+                raise BadInput(f"model: site {name!r} is discrete; marginalise it first")
+            self.transforms[name] = biject_to(site["fn"].support)
+            self.shapes[name] = self.transforms[name].inv(site["value"]).shape
+
+    @property
+    def size(self) -> int:
+        """Length of the unconstrained vector."""
+        return sum(shape.numel() for shape in self.shapes.values())
+
+    @property
+    def slices(self) -> dict[str, slice]:
+        """Where each site lies in the unconstrained vector."""
+        ends = list(itertools.accumulate(shape.numel() for shape in self.shapes.values()))
+        return {name: slice(end - shape.numel(), end) for (name, shape), end in zip(self.shapes.items(), ends, strict=True)}
+
+    def pack(self, values: dict[str, float | Tensor]) -> Tensor:
+        """Unconstrained vector `[D]` of given (constrained) values of all sites."""
+        missing = self.transforms.keys() - values.keys()
+        if missing:
+            raise BadInput(f"values: no value for the sites {sorted(missing)}")
+        like = torch.get_default_dtype()
+        parts = [t.inv(torch.as_tensor(values[name], dtype=like)).reshape(-1) for name, t in self.transforms.items()]
+        return torch.cat(parts) if parts else torch.zeros(0)
+
+    def unpack(self, z: Tensor) -> dict[str, Tensor]:
+        """Site values from an unconstrained vector `[D]`."""
+        return {name: self.transforms[name](z[part].reshape(self.shapes[name])) for name, part in self.slices.items()}
+
+    def terms(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Log prior density of `z` (Jacobian included) and log likelihood, nats."""
+        values = self.unpack(z)
+        trace = poutine.trace(poutine.condition(self.model, data=values)).get_trace(*self.args)
+        trace.compute_log_prob()
+        prior, likelihood = torch.zeros(()), torch.zeros(())
+        for name, site in trace.nodes.items():
+            if site["type"] != "sample" or name in ("_INPUT", "_RETURN"):
+                continue
+            if name in values:
+                u = self.transforms[name].inv(values[name])
+                jacobian = self.transforms[name].log_abs_det_jacobian(u, values[name]).sum()
+                prior = prior + site["log_prob_sum"] + jacobian
+            else:
+                likelihood = likelihood + site["log_prob_sum"]
+        return prior, likelihood
+
+
+def require_finite(value: float, what: str) -> float:
+    """Return the value, or raise with its name: an evidence is never quietly NaN."""
+    if not math.isfinite(value):
+        raise FloatingPointError(f"{what} is {value}")
+    return value

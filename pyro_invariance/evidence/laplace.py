@@ -1,0 +1,103 @@
+"""Mode of a log joint density, and the normal approximation there."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from pyro_invariance.evidence.base import LogJoint
+
+EDGE = 25.0  # of unconstrained space: exp(-25) is zero for every purpose, exp(-750) is zero in float64
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A local maximum.
+
+    Attributes
+    ----------
+    z : Tensor `[D]`
+        Where, in unconstrained space.
+    value : float
+        The objective there, nats.
+    inverse_hessian : ndarray `[D, D]`
+        Quasi-Newton estimate of the inverse of the negative Hessian.
+    path : list of float
+        Objective after each iteration.
+    """
+
+    z: Tensor
+    value: float
+    inverse_hessian: np.ndarray
+    path: list[float]
+
+
+def _objective(log_joint: LogJoint, prior: bool) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
+    def negative(z: np.ndarray) -> tuple[float, np.ndarray]:
+        point = torch.tensor(z, requires_grad=True)
+        try:
+            log_prior, log_likelihood = log_joint.terms(point.clamp(-EDGE, EDGE))
+        except torch.linalg.LinAlgError:  # a line search reached too far: a wall, with the way back
+            return 1e12, z
+        value = log_likelihood + log_prior if prior else log_likelihood
+        (gradient,) = torch.autograd.grad(value, point, allow_unused=True)
+        gradient = torch.zeros_like(point) if gradient is None else gradient
+        return -float(value.detach()), -gradient.numpy()
+
+    return negative
+
+
+def maximise(
+    log_joint: LogJoint,
+    start: Tensor,
+    *,
+    prior: bool = True,
+    inverse_hessian: np.ndarray | None = None,
+    gtol: float = 0.05,
+    max_iter: int = 60,
+) -> Mode:
+    """Climb by BFGS from `start` `[D]`; `prior=False` maximises the likelihood alone (type II).
+
+    Stops when every component of the gradient is below `gtol` nats per unit of unconstrained space.
+    """
+    negative, path = _objective(log_joint, prior), []
+    options: dict = {"gtol": gtol, "maxiter": max_iter}
+    if inverse_hessian is not None:
+        values, vectors = np.linalg.eigh((inverse_hessian + inverse_hessian.T) / 2)
+        half = vectors * np.sqrt(values.clip(1e-6))
+        options["hess_inv0"] = half @ half.T
+    result = minimize(
+        negative,
+        start.detach().numpy(),
+        jac=True,
+        method="BFGS",
+        options=options,
+        callback=lambda intermediate_result: path.append(-float(intermediate_result.fun)),
+    )
+    return Mode(torch.tensor(result.x), -float(result.fun), result.hess_inv, path)
+
+
+def laplace(log_joint: LogJoint, mode: Tensor, step: float = 0.02) -> tuple[Tensor, Tensor]:
+    """Polish a mode by one Newton step and return it with the Cholesky factor of the Laplace covariance.
+
+    The Hessian comes from central differences of the gradient; directions in which the density does not fall
+    (a saturated extent, say) get the curvature of a unit normal at least, so that the factor exists.
+    """
+    negative = _objective(log_joint, prior=True)
+    z = mode.numpy()
+    size = len(z)
+    hessian = np.zeros((size, size))
+    for i in range(size):
+        offset = step * np.eye(size)[i]
+        hessian[i] = (negative(z + offset)[1] - negative(z - offset)[1]) / (2 * step)
+    values, vectors = np.linalg.eigh((hessian + hessian.T) / 2)
+    values = np.maximum(values, 0.05)
+    covariance = (vectors / values) @ vectors.T
+    value, gradient = negative(z)
+    moved = z - covariance @ gradient
+    if negative(moved)[0] < value:
+        z = moved
+    return torch.tensor(z), torch.linalg.cholesky(torch.tensor(covariance))

@@ -1,0 +1,233 @@
+"""Fit one hypothesis: modes from several starts, SVI from the best, the evidence from fresh draws.
+
+Nothing here knows what the model is: any Pyro model with continuous latent sites will do.
+"""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_invariance.datasets import Dataset
+from pyro_invariance.evidence.base import Evidence, LogJoint
+from pyro_invariance.evidence.laplace import Mode, laplace, maximise
+from pyro_invariance.evidence.variational import draw, elbo, train
+from pyro_invariance.guides import LaplaceNormal
+from pyro_invariance.numerics import float64
+from pyro_invariance.processes import code_log_density
+from pyro_invariance.zoo import Extent, Hypothesis
+
+SCOUT = 300  # images on which the starts are compared first
+STEPS, PARTICLES, DRAWS = 12, 2, 32  # of SVI, and fresh ones for the evidence
+PREDICTIVE, POSTERIOR = 4, 1000  # draws averaged in predictions, and kept
+
+
+@dataclass(frozen=True)
+class Range:
+    """Posterior of a learned range, in the unit of its extent.
+
+    Attributes
+    ----------
+    mean, sd, lower, upper : float
+        Moments and the central 95 % interval.
+    saturated : bool
+        Whether the interval touches the end of what the orbit reaches: read the range as "at least".
+    zero : bool
+        Whether the range cannot be told from a point.
+    """
+
+    mean: float
+    sd: float
+    lower: float
+    upper: float
+    unit: str
+    saturated: bool
+    zero: bool
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted hypothesis: numbers and tensors only, so that it can be stored and sent between processes.
+
+    Attributes
+    ----------
+    label, name, kind, base : str
+        Of the hypothesis.
+    contains : frozenset of str
+        Elementary symmetries it holds at its learned extents: none for a range that went to zero, the whole group
+        for one that went all the way.
+    claims : frozenset of str
+        Those that it would hold at some extent.
+    evidence : Evidence
+        Lower bound on the log evidence.
+    upper : float
+        Type-II maximum, an upper side up to its optimiser, nats.
+    seed_spread : float
+        Spread of the modes among the starts that reached the best basin, nats.
+    other_optima : list of dict
+        Modes of starts that ended elsewhere: their extents and how many nats worse.
+    extents : dict of str to Range
+        Posterior of every learned range.
+    draws, prior : dict of str to Tensor `[S]`
+        Draws of the sites from the guide and from the prior.
+    weighted : Tensor `[W, D + 3]`
+        Draws that the evidence was computed from (unconstrained), with log prior, likelihood and guide density.
+    test_mean : Tensor `[M, O]`
+        Predictive mean of the targets at the test images.
+    test_log_density : Tensor `[M, C]` or `[M, 1]`
+        Predictive log density of each class's code (of the value, for regression) at the test images.
+    path : list of float
+        Lower bound at each SVI step.
+    """
+
+    label: str
+    name: str
+    kind: str
+    base: str
+    contains: frozenset[str]
+    claims: frozenset[str]
+    evidence: Evidence
+    upper: float
+    seed_spread: float
+    other_optima: list[dict]
+    extents: dict[str, Range]
+    draws: dict[str, Tensor]
+    prior: dict[str, Tensor]
+    weighted: Tensor
+    test_mean: Tensor
+    test_log_density: Tensor
+    path: list[float]
+    cpu_seconds: float
+    wall_seconds: float
+
+
+@float64()
+@pyro.settings.context(module_local_params=True)  # or a second guide would start from the first one's parameters
+def fit(hypothesis: Hypothesis, data: Dataset, seed: int = 0) -> Fit:
+    """Fit one hypothesis to the evidence images of a data set.
+
+    Modes are sought from every start on a few images first and polished on all of them; the best becomes the centre
+    of a full-covariance guide, trained by SVI; the lower bound is re-estimated with fresh draws.
+    """
+    cpu, wall = time.process_time(), time.perf_counter()
+    begins = _scout(hypothesis, data, seed)
+    args = hypothesis.prepare(data)
+    log_joint = LogJoint(hypothesis.model, args)
+    modes = []
+    for values, spread in begins:
+        guess = 0.01 * np.eye(log_joint.size)  # a tenth of a unit for the extents
+        rest = np.r_[*(np.r_[s] for name, s in log_joint.slices.items() if name not in hypothesis.extents)]
+        guess[np.ix_(rest, rest)] = spread
+        modes.append(maximise(log_joint, log_joint.pack(values), inverse_hessian=guess))
+    best = max(modes, key=lambda m: m.value)
+    spread, others = _compare(modes, best, log_joint, hypothesis)
+    mode, cholesky = laplace(log_joint, best.z)
+    covariance = (cholesky @ cholesky.T).numpy()
+    upper = maximise(log_joint, mode, prior=False, inverse_hessian=covariance, max_iter=30).value
+
+    guide = LaplaceNormal(hypothesis.model, mode, cholesky)
+    path = train(guide, hypothesis.model, args, steps=STEPS, particles=PARTICLES, seed=seed)
+    drawn = draw(guide, log_joint, count=DRAWS, seed=seed + 1)
+    tail = max(1, len(path) // 10)
+    drift = abs(float(np.mean(path[-tail:]) - np.mean(path[-2 * tail : -tail])))
+    posterior = _constrained(log_joint, guide.get_posterior().sample(torch.Size([POSTERIOR])).detach())
+    ranges = {name: _range(posterior[name], extent) for name, extent in hypothesis.extents.items()}
+    mean, density = _predict(hypothesis, args, [log_joint.unpack(z) for z in drawn.z[:PREDICTIVE]], data)
+    terms = torch.stack([drawn.log_prior, drawn.log_likelihood, drawn.log_guide], 1)
+    return Fit(
+        label=hypothesis.label,
+        name=hypothesis.name,
+        kind=hypothesis.kind,
+        base=hypothesis.base,
+        contains=_contains(hypothesis, ranges),
+        claims=hypothesis.contains | hypothesis.saturated,
+        evidence=elbo(drawn, drift),
+        upper=max(upper, float(drawn.log_likelihood.max())),
+        seed_spread=spread,
+        other_optima=others,
+        extents=ranges,
+        draws=posterior,
+        prior=_prior_draws(log_joint, seed),
+        weighted=torch.cat([drawn.z, terms], 1),
+        test_mean=mean,
+        test_log_density=density,
+        path=path,
+        cpu_seconds=time.process_time() - cpu,
+        wall_seconds=time.perf_counter() - wall,
+    )
+
+
+def _constrained(log_joint: LogJoint, z: Tensor) -> dict[str, Tensor]:
+    """Site values `[S]` of unconstrained draws `[S, D]`."""
+    rows = [log_joint.unpack(row) for row in z]
+    return {name: torch.stack([row[name] for row in rows]) for name in log_joint.transforms}
+
+
+def _range(draws: Tensor, extent: Extent) -> Range:
+    lower, upper = draws.quantile(torch.tensor([0.025, 0.975], dtype=draws.dtype)).tolist()
+    mean, sd = float(draws.mean()), float(draws.std())
+    return Range(mean, sd, lower, upper, extent.unit, upper >= 0.95 * extent.upper, mean < extent.resolution)
+
+
+def _contains(hypothesis: Hypothesis, ranges: dict[str, Range]) -> frozenset[str]:
+    if ranges and all(r.zero for r in ranges.values()):
+        return frozenset()
+    if ranges and all(r.saturated and hypothesis.extents[k].whole for k, r in ranges.items()):
+        return hypothesis.contains | hypothesis.saturated
+    return hypothesis.contains
+
+
+def _scout(hypothesis: Hypothesis, data: Dataset, seed: int) -> list[tuple[dict[str, float], np.ndarray]]:
+    """Fit all but the extents on a few images, from every start: site values and a guess of their covariance.
+
+    The extents stay where they start, because a few images may prefer another basin than all of them do.
+    """
+    small = data.subset(SCOUT, seed)
+    args, ratio = hypothesis.prepare(small), len(small.y) / len(data.y)
+    begins = []
+    for start in hypothesis.starts:
+        held = {name: torch.tensor(start[name]) for name in hypothesis.extents}
+        log_joint = LogJoint(poutine.condition(hypothesis.model, data=held), args)
+        mode = maximise(log_joint, log_joint.pack({k: v for k, v in start.items() if k not in held}), gtol=0.2)
+        values = held | {k: v.detach() for k, v in log_joint.unpack(mode.z).items()}
+        begins.append((values, mode.inverse_hessian * ratio))
+    return begins
+
+
+def _compare(modes: list[Mode], best: Mode, log_joint: LogJoint, hypothesis: Hypothesis) -> tuple[float, list[dict]]:
+    """Spread within the basin of the best mode, and what the other starts found."""
+    spread, others = 0.0, []
+    centre = log_joint.unpack(best.z)
+    for mode in modes:
+        here = log_joint.unpack(mode.z)
+        apart = [abs(float(here[k] - centre[k])) / e.upper for k, e in hypothesis.extents.items()]
+        if best.value - mode.value < 1.0 or (max(apart, default=0.0) < 0.05 and best.value - mode.value < 10.0):
+            spread = max(spread, best.value - mode.value)
+        else:
+            extents = {k: float(here[k]) for k in hypothesis.extents}
+            others.append({"below_best": best.value - mode.value, "extents": extents})
+    return spread, others
+
+
+@torch.no_grad()
+def _prior_draws(log_joint: LogJoint, seed: int, count: int = POSTERIOR) -> dict[str, Tensor]:
+    pyro.set_rng_seed(seed)
+    trace = poutine.trace(poutine.block(log_joint.model, hide_fn=lambda s: s["is_observed"]))
+    sites = trace.get_trace(*log_joint.args).nodes
+    return {name: sites[name]["fn"].sample(torch.Size([count])) for name in log_joint.transforms}
+
+
+@torch.no_grad()
+def _predict(hypothesis: Hypothesis, args: tuple, sites: list[dict[str, Tensor]], data: Dataset) -> tuple[Tensor, Tensor]:
+    """Predictive mean `[M, O]` and log density of the codes, a mixture over draws of the hyperparameters."""
+    codes = data.codes if data.codes is not None else data.encode(data.y_test)
+    if hypothesis.predict is None or len(data.y_test) == 0:
+        return torch.zeros(0, codes.shape[-1]), torch.zeros(0, len(codes) if data.classes else 1)
+    mean, variance = hypothesis.predict(args, sites, data.x_test)
+    at = codes if data.classes else codes[:, None, :]
+    density = code_log_density(mean, variance, at)
+    return mean.mean(0), density

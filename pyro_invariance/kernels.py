@@ -1,0 +1,254 @@
+r"""Kernels of functions averaged over an orbit, :math:`\bar k(x, x') = \sum_{vw} w_v w_w\, k(v, w)`.
+
+The squared distances per lag do not depend on any hyperparameter: they are computed once, and each evaluation of
+a Gram matrix is an exponential and a weighted sum.  Derivatives are taken in forward mode, so that no graph over
+`[lags, N, N]` is ever kept.  Distances are divided by their mean, so that a lengthscale of 1 is the typical
+distance between two images whatever the representation.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from pyro.contrib.gp.kernels import Kernel
+from sklearn.cluster import MiniBatchKMeans
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from pyro_invariance.orbits import Orbit, Patches, SpectralOrbit
+from pyro_invariance.representations import Pixels
+from pyro_invariance.typing import Images
+
+CHUNK = 2**14  # entries of a Gram matrix per step: the temporaries stay in cache
+BLOCK = 2**28  # bytes of the largest temporary when new images are compared with old ones
+
+
+def double_sum(orbit: Orbit, kernel: Kernel, x: Images, z: Images) -> Tensor:
+    """Kernel of the averaged function for any orbit and base kernel, `[N, M]`, at `V^2` base evaluations a pair."""
+    p, q, w = orbit.views(x), orbit.views(z), orbit.weights()
+    base = kernel(p.flatten(2).flatten(0, 1), q.flatten(2).flatten(0, 1))
+    return torch.einsum("nvmw,v,w->nm", base.view(len(x), len(w), len(z), len(w)), w, w)
+
+
+def _tangents(function: Callable[..., Tensor], arguments: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
+    """Value and the derivative in each scalar argument, by forward-mode differentiation."""
+    value, tangents = function(*arguments), []
+    for i in range(len(arguments)):
+        with forward_ad.dual_level():
+            duals = [forward_ad.make_dual(a, torch.full_like(a, float(i == j))) for j, a in enumerate(arguments)]
+            tangents.append(forward_ad.unpack_dual(function(*duals)).tangent)
+    return value, tangents
+
+
+class _WeightedExp(torch.autograd.Function):
+    r""":math:`\sum_s w_s(e)\, \exp(-d_s / 2 l^2)`, `[P]`, from one pass over the distances `[S, P]`.
+
+    `rows` holds the weights and, where a gradient is wanted, their derivative in each extent: `[1 + E, S]`.
+    """
+
+    @staticmethod
+    def forward(ctx, differentiate, distances, rows, lengthscale, *extents):  # type: ignore[no-untyped-def]
+        count = distances.shape[1]
+        sums = distances.new_empty(len(rows) + differentiate, count)
+        buffer = distances.new_empty(len(distances), min(CHUNK, count))
+        scale = -0.5 / lengthscale.square()
+        for i in range(0, count, CHUNK):
+            d = distances[:, i : i + CHUNK]
+            e = torch.mul(d, scale, out=buffer[:, : d.shape[1]]).exp_()
+            sums[: len(rows), i : i + CHUNK] = rows @ e
+            if differentiate:
+                sums[-1, i : i + CHUNK] = rows[0] @ e.mul_(d)
+        if differentiate:
+            sums[-1] /= lengthscale**3
+            ctx.save_for_backward(sums[1:])
+        return sums[0]
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        (tangents,) = ctx.saved_tensors
+        *by_extent, by_lengthscale = (tangents @ grad).unbind()
+        return None, None, None, by_lengthscale, *by_extent
+
+
+class OrbitKernel:
+    r"""RBF kernel of a function averaged over a spectral orbit, of unit scale: :math:`k(x, x) \le 1`.
+
+    .. math:: \bar k(x, x') = \sum_s W_s(e) \exp\left(-|x - T_s x'|^2 / 2 l^2\right), \quad W = w \star w
+
+    Parameters
+    ----------
+    orbit : SpectralOrbit
+        Lags and their weights.
+    images : Tensor `[N, C, H, W]`
+        The images to condition on; they are represented here, once.
+
+    Notes
+    -----
+    Memory: `8 S N^2` bytes for `S` half lags; time of one evaluation: `S N^2` exponentials.
+    """
+
+    def __init__(self, orbit: SpectralOrbit, images: Images) -> None:
+        self.orbit = orbit
+        self.x = orbit.representation(images)
+        n = len(images)
+        table = orbit.squared_distances(self.x, self.x, orbit.half)
+        plain = table[int((orbit.half == orbit.identity).nonzero())]
+        self.scale = float(plain.mean()) * n / max(n - 1, 1)  # mean over distinct pairs
+        self.distances = table.div_(self.scale).flatten(1)
+
+    @staticmethod
+    def bytes(orbit: SpectralOrbit, n: int) -> int:
+        """Memory that the distances of `n` images take."""
+        return 8 * len(orbit.half) * n * n
+
+    def _half_weights(self, *extents: Tensor) -> Tensor:
+        return self.orbit.lag_weights(*extents)[self.orbit.half] * self.orbit.multiplicity
+
+    def gram(self, lengthscale: Tensor, *extents: Tensor) -> Tensor:
+        """Gram matrix `[N, N]` of the images, differentiable in all arguments (scalars)."""
+        differentiate = torch.is_grad_enabled() and any(t.requires_grad for t in (lengthscale, *extents))
+        if differentiate:
+            weights, tangents = _tangents(self._half_weights, tuple(e.detach() for e in extents))
+            rows = torch.stack([weights, *tangents])
+        else:
+            rows = self._half_weights(*extents)[None]
+        half = _WeightedExp.apply(differentiate, self.distances, rows, lengthscale, *extents).view(len(self.x), -1)
+        return half + half.T
+
+    def cross(self, images: Images, draws: list[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
+        """Kernel between new images and the conditioned ones for several `(lengthscale, *extents)`.
+
+        Returns
+        -------
+        Tensor `[D, M, N]`, Tensor `[D, M]`
+            Covariances and prior variances of the new images, one slice per draw.
+        """
+        new, lags = self.orbit.representation(images), torch.arange(self.orbit.count)
+        covariance = new.new_empty(len(draws), len(new), len(self.x))
+        variance = new.new_empty(len(draws), len(new))
+        rows = max(1, BLOCK // (8 * self.orbit.count * len(self.x)))
+        for i in range(0, len(new), rows):
+            block = new[i : i + rows]
+            to_old = self.orbit.squared_distances(block, self.x, lags).div_(self.scale).flatten(1)
+            to_self = self.orbit.self_distances(block).div_(self.scale)
+            for k, draw in enumerate(draws):
+                covariance[k, i : i + rows] = self._weighted(to_old, draw).view(len(block), -1)
+                variance[k, i : i + rows] = self._weighted(to_self, draw)
+        return covariance, variance
+
+    def _weighted(self, distances: Tensor, draw: tuple[Tensor, ...]) -> Tensor:
+        return _WeightedExp.apply(False, distances, self.orbit.lag_weights(*draw[1:])[None], draw[0])
+
+
+class PatchKernel:
+    r"""RBF kernel on the distance that a location-weighted patch kernel induces: convolution as a prior.
+
+    .. math:: k_1(x, x') = \sum_{pq} k_{loc}(p - q)\, \phi(x_p)^T \phi(x'_q)
+        \approx \sum_b S_b\, c_b(x)^T c_b(x'), \quad S_b \propto e^{-\pi^2 |b|^2 r^2 / 8}
+
+    with Nystroem features :math:`\phi` of an RBF kernel on patches [williams2001using], :math:`c_b` the cosine
+    transform of the feature map over locations and `r` the location length on the grid [-1, 1].  As `r` grows the
+    weights are shared by all places (an orbit of patches with uniform weights, [vanderwilk2017convolutional]); at
+    `r = 0` every place has its own: no symmetry at all.  The evidence is exact for these features.
+
+    Parameters
+    ----------
+    pixels : Pixels
+        Pooling before patches are cut.
+    size : int
+        Side of a patch, pooled pixels.
+    images : Tensor `[N, C, H, W]`
+        The images to condition on.
+    features : int
+        Number of Nystroem centres (k-means of patches).
+    modes : int
+        Cosine modes per axis.
+    """
+
+    def __init__(self, pixels: Pixels, size: int, images: Images, features: int = 96, modes: int = 8) -> None:
+        self.pixels = pixels
+        images = pixels(images)
+        side = images.shape[-1] - size + 1
+        self.modes = min(modes, side)
+        self.patches = Patches(size, side**2)
+        self.centres, self.length = self._centres(images, features)
+        gram = self._rbf(self.centres)
+        eigenvalues, vectors = torch.linalg.eigh(gram)
+        keep = eigenvalues > 1e-10 * eigenvalues[-1]
+        self.whiten = vectors[:, keep] / eigenvalues[keep].sqrt()  # [features, kept]
+        basis = self._cosine(side)
+        self.cosines = torch.einsum("bi,cj->bcij", basis, basis).flatten(0, 1).flatten(1)
+        order = torch.arange(self.modes)
+        self.group_of, index = (order[:, None] ** 2 + order**2).flatten().unique(return_inverse=True)
+        self.group_index = index
+        self.x = self._features(images)
+        self.norms = self._group(self.x.square().sum(-1))  # [G, N]
+        products = self._products(self.x, self.x)
+        self.distances = (self.norms[:, :, None] + self.norms[:, None] - 2 * products).clamp_min_(0).flatten(1)
+        self.scale = float(self.distances.sum(0).mean()) / len(self.group_of)
+        self.distances /= self.scale
+
+    @staticmethod
+    def bytes(n: int, modes: int = 8) -> int:
+        """Memory that the distances of `n` images take (an upper estimate)."""
+        return 8 * n * n * modes * (modes + 1) // 2
+
+    def _centres(self, images: Images, features: int) -> tuple[Tensor, float]:
+        generator = torch.Generator().manual_seed(0)
+        some = images[torch.randperm(len(images), generator=generator)[:300]]
+        views = self.patches.views(some).flatten(2).flatten(0, 1)
+        views = views[torch.randperm(len(views), generator=generator)[:20_000]]
+        busy = views[views.var(-1) > 1e-3 * views.var()]
+        busy = busy if len(busy) >= 2 * features else views
+        means = MiniBatchKMeans(features, random_state=0, n_init=1, batch_size=2048).fit(busy.numpy())
+        centres = torch.as_tensor(means.cluster_centers_, dtype=images.dtype)
+        return centres, 0.5 * float(torch.pdist(busy[:500]).median())
+
+    def _rbf(self, flat: Tensor) -> Tensor:
+        return torch.exp(-0.5 * (torch.cdist(flat, self.centres) / self.length).square())
+
+    def _cosine(self, n: int) -> Tensor:
+        place = (torch.arange(n) + 0.5) / n
+        basis = torch.cos(math.pi * torch.arange(self.modes)[:, None] * place)
+        return basis / basis.norm(dim=1, keepdim=True)
+
+    def _features(self, images: Images) -> Tensor:
+        """Cosine-transformed feature maps `[modes^2, N, kept]`, in blocks of images."""
+        rows = max(1, BLOCK // (8 * self.patches.count * len(self.centres)))
+        blocks = []
+        for block in images.split(rows):
+            maps = self._rbf(self.patches.views(block).flatten(2).flatten(0, 1))  # [n * P, features]
+            sums = self.cosines @ maps.view(len(block), self.patches.count, -1)  # [n, modes^2, features]
+            blocks.append(sums @ self.whiten)
+        return torch.cat(blocks).transpose(0, 1).contiguous()
+
+    def _group(self, by_mode: Tensor) -> Tensor:
+        return torch.zeros(len(self.group_of), *by_mode.shape[1:]).index_add_(0, self.group_index, by_mode)
+
+    def _products(self, x: Tensor, z: Tensor) -> Tensor:
+        out = x.new_zeros(len(self.group_of), x.shape[1], z.shape[1])
+        for b, group in enumerate(self.group_index.tolist()):
+            out[group].addmm_(x[b], z[b].T)
+        return out
+
+    def mode_weights(self, location_length: Tensor | float) -> Tensor:
+        """Weights `[G]` of the groups of modes, mean one."""
+        s = torch.exp(-(math.pi**2) / 8 * self.group_of * location_length**2)
+        return s / s.sum() * len(s)
+
+    def gram(self, lengthscale: Tensor, location_length: Tensor | float = 0.0) -> Tensor:
+        """Gram matrix `[N, N]`, differentiable in both arguments (scalars)."""
+        distance = (self.mode_weights(location_length) @ self.distances).view(self.x.shape[1], -1)
+        return torch.exp(-0.5 * distance / lengthscale.square())
+
+    def cross(self, images: Images, draws: list[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
+        """Kernel between new images and the conditioned ones; see `OrbitKernel.cross`."""
+        new = self._features(self.pixels(images))
+        norms = self._group(new.square().sum(-1))
+        distances = norms[:, :, None] + self.norms[:, None] - 2 * self._products(new, self.x)
+        distances = distances.clamp_min_(0) / self.scale
+        covariance = [
+            torch.exp(-0.5 * torch.tensordot(self.mode_weights(*where or (0.0,)), distances, 1) / lengthscale.square())
+            for lengthscale, *where in draws
+        ]
+        return torch.stack(covariance), torch.ones(len(draws), len(images))

@@ -1,0 +1,315 @@
+r"""Orbits: from an image to its views and their weights, :math:`f(x) = \sum_v w_v g(v)`.
+
+Every orbit offers `views(x) -> [N, V, C, H, W]` and `weights() -> [V]`.  A spectral orbit belongs to a commutative
+group of orthogonal maps; then :math:`|T_s x - T_t x'|` depends on :math:`s - t` alone, and the double sum of an
+invariant kernel becomes a sum over **lags** with autocorrelated weights [haasdonk2007invariant].
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyro_invariance.densities import FiniteWeights, MovingUniform, SoftUniform
+from pyro_invariance.groups import Group
+from pyro_invariance.representations import Pixels, Polar
+from pyro_invariance.typing import BadInput, Images, Views
+
+
+class Orbit(ABC):
+    """Views of an image and their weights."""
+
+    @abstractmethod
+    def views(self, x: Images) -> Views:
+        """Return the views `[N, V, C, H, W]` of `x` `[N, C, H, W]`."""
+
+    @abstractmethod
+    def weights(self) -> Tensor:
+        """Return the weights `[V]`, which sum to one."""
+
+
+@dataclass(frozen=True)
+class FiniteOrbit(Orbit):
+    """All images under a finite group, with Haar or learnable weights.
+
+    Parameters
+    ----------
+    group : Group
+        A finite group.
+    density : FiniteWeights, optional
+        Weights over the elements; equal by default.
+    """
+
+    group: Group
+    density: FiniteWeights | None = None
+
+    def views(self, x: Images) -> Views:
+        return self.group.act(self.group.elements(), x[:, None])
+
+    def weights(self) -> Tensor:
+        order = len(self.group.elements())
+        return torch.full((order,), 1 / order) if self.density is None else self.density.nodes()[1].exp()
+
+
+@dataclass(frozen=True)
+class Patches(Orbit):
+    """All `size` x `size` patches of an image: convolution as an orbit; the view is the patch.
+
+    Parameters
+    ----------
+    size : int
+        Side of a patch, pixels.
+    count : int
+        Number of patches, `(H - size + 1) (W - size + 1)`.
+    """
+
+    size: int
+    count: int
+
+    def views(self, x: Images) -> Views:
+        patches = F.unfold(x, self.size).transpose(1, 2)  # [N, V, C * size * size]
+        return patches.unflatten(-1, (x.shape[1], self.size, self.size))
+
+    def weights(self) -> Tensor:
+        return torch.full((self.count,), 1 / self.count)
+
+
+@dataclass(frozen=True)
+class QuadratureOrbit(Orbit):
+    """Views at the quadrature nodes of a density over a continuous group.
+
+    Parameters
+    ----------
+    group : Group
+        A continuous group whose element is one number.
+    density : SoftUniform or MovingUniform
+        The range; its extent stays differentiable in the weights (or nodes).
+    count : int
+        Number of nodes.
+    """
+
+    group: Group
+    density: SoftUniform | MovingUniform
+    count: int = 64
+
+    def views(self, x: Images) -> Views:
+        return self.group.act(self.density.nodes(self.count)[0], x[:, None])
+
+    def weights(self) -> Tensor:
+        return self.density.nodes(self.count)[1].exp()
+
+
+@dataclass(frozen=True)
+class SampledOrbit(Orbit):
+    """Views at fresh draws of a density, the same for all images of a call; weights are equal.
+
+    Averages over these views are unbiased estimates of averages over the orbit.
+    """
+
+    group: Group
+    density: SoftUniform | MovingUniform | FiniteWeights
+    count: int = 64
+
+    def views(self, x: Images) -> Views:
+        draw = self.density.rsample if self.density.has_rsample else self.density.sample
+        return self.group.act(draw(torch.Size([self.count])), x[:, None])
+
+    def weights(self) -> Tensor:
+        return torch.full((self.count,), 1 / self.count)
+
+
+class SpectralOrbit(ABC):
+    """An orbit of a commutative orthogonal group, known through its lags.
+
+    Attributes
+    ----------
+    half : Tensor `[S]`
+        Indices into the lags that suffice on one set of images: with `A` the sum over them,
+        the Gram matrix is `A + A^T`.
+    multiplicity : Tensor `[S]`
+        1 for a lag that stands for itself and its inverse, 1/2 for one that is its own inverse.
+    """
+
+    representation: Pixels | Polar
+    half: Tensor
+    multiplicity: Tensor
+
+    @abstractmethod
+    def lag_weights(self, *extents: Tensor) -> Tensor:
+        """Weights `[L]` of the lags, autocorrelation of the weights of the nodes; they sum to one."""
+
+    @abstractmethod
+    def inner_products(self, x: Tensor, z: Tensor, lags: Tensor) -> Tensor:
+        r""":math:`\langle x_i, T_s z_j \rangle`, `[len(lags), N, M]`, of represented images."""
+
+    @abstractmethod
+    def views(self, x: Tensor) -> Views:
+        """Views `[N, V, C, *]` of represented images (what the general path sees)."""
+
+    @abstractmethod
+    def weights(self, *extents: Tensor) -> Tensor:
+        """Weights `[V]` of the views."""
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """Number of lags, L."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> int:
+        """Index of the lag that does nothing."""
+
+    def squared_distances(self, x: Tensor, z: Tensor, lags: Tensor) -> Tensor:
+        r""":math:`|x_i - T_s z_j|^2`, `[len(lags), N, M]`, >= 0."""
+        table = self.inner_products(x, z, lags).mul_(-2)
+        table += x.flatten(1).square().sum(1)[:, None]
+        table += z.flatten(1).square().sum(1)
+        return table.clamp_min_(0)
+
+    def self_distances(self, x: Tensor) -> Tensor:
+        """Distances of each image to its own views, `[L, N]`."""
+        rows = [self.squared_distances(x[i : i + 1], x[i : i + 1], torch.arange(self.count))[:, 0] for i in range(len(x))]
+        return torch.cat(rows, 1)
+
+
+class Turns(SpectralOrbit):
+    """Turns of a polar image, with or without reflections.
+
+    Parameters
+    ----------
+    polar : Polar
+        The representation, A angles.
+    order : int
+        Nodes on the circle; the turns are by multiples of `2 pi / order`, `order` divides A.
+    density : callable, optional
+        `extent -> distribution` with `nodes`; equal weights (Haar) if None.
+    mirror : bool
+        Whether the group also holds the reflections (equal weights).
+    """
+
+    def __init__(
+        self, polar: Polar, order: int, density: Callable[[Tensor], SoftUniform] | None = None, mirror: bool = False
+    ) -> None:
+        if polar.angles % order:
+            raise BadInput(f"order: got {order}, which does not divide the {polar.angles} angles of the representation")
+        self.representation, self.order, self.density, self.mirror = polar, order, density, mirror
+        turns = torch.arange(order // 2 + 1)
+        own_inverse = (turns == 0) | (2 * turns == order)
+        self.half, self.multiplicity = turns, torch.where(own_inverse, 0.5, 1.0)
+        if mirror:  # T_s M is an involution: each reflected lag is its own inverse
+            self.half = torch.cat([self.half, order + torch.arange(order)])
+            self.multiplicity = torch.cat([self.multiplicity, torch.full((order,), 0.5)])
+
+    @property
+    def count(self) -> int:
+        return self.order * (1 + self.mirror)
+
+    @property
+    def identity(self) -> int:
+        return 0
+
+    def weights(self, *extents: Tensor) -> Tensor:
+        if self.density is None:
+            return torch.full((self.count,), 1 / self.count)
+        return self.density(*extents).nodes(self.order)[1].exp()
+
+    def lag_weights(self, *extents: Tensor) -> Tensor:
+        if self.density is None:
+            return self.weights()
+        spectrum = torch.fft.rfft(self.weights(*extents))
+        return torch.fft.irfft(spectrum * spectrum.conj(), n=self.order)
+
+    def views(self, x: Tensor) -> Views:
+        angles = torch.arange(self.order) * (2 * math.pi / self.order)
+        turned = self.representation.rotate(x[:, None], angles)
+        if not self.mirror:
+            return turned
+        return torch.cat([turned, self.representation.rotate(self.representation.mirror(x)[:, None], angles)], 1)
+
+    def inner_products(self, x: Tensor, z: Tensor, lags: Tensor) -> Tensor:
+        n, m, a = len(x), len(z), self.representation.angles
+        p, q = (torch.fft.rfft(t.flatten(1, -2)) for t in (x, z))  # [N, R, F]
+        table = torch.empty(len(lags), n, m, dtype=x.dtype, device=x.device)
+        for reflected in range(1 + self.mirror):
+            chosen = (lags // self.order == reflected).nonzero()[:, 0]
+            if len(chosen) == 0:
+                continue
+            partner = q.conj() if reflected else q  # the mirror a -> -a conjugates the spectrum
+            # <x, T_s z> = (1/A) sum_f c_f Re(x_f conj(z_f) e^{i f s}): one real product per frequency block
+            angle = (lags[chosen] % self.order).to(x.dtype) * (2 * math.pi / self.order)
+            f = torch.arange(a // 2 + 1, dtype=x.dtype)
+            twice = torch.where((f == 0) | (2 * f == a), 1.0, 2.0) / a
+            cos, sin = twice * torch.cos(angle[:, None] * f), twice * torch.sin(angle[:, None] * f)  # [S, F]
+            rows = max(1, 2**22 // (m * len(f)))  # bounds the cross-spectrum to 64 MB
+            for i in range(0, n, rows):
+                cross = torch.einsum("irf,jrf->fij", p[i : i + rows], partner.conj())
+                block = cos @ cross.real.flatten(1) - sin @ cross.imag.flatten(1)
+                table[chosen, i : i + rows] = block.view(len(chosen), -1, m)
+        return table
+
+
+class Shifts(SpectralOrbit):
+    """Shifts of zero-padded pixels by up to `reach` pixels each way; nothing wraps.
+
+    Parameters
+    ----------
+    pixels : Pixels
+        The representation; its margin is what `views` need, distances work on the unpadded image.
+    reach : int
+        Largest shift in (pooled) pixels, along rows and along columns.
+    density : callable, optional
+        `extent -> distribution on the line` with `log_weights`, used for each axis, in pooled pixels; equal weights
+        if None.
+    """
+
+    def __init__(self, pixels: Pixels, reach: int, density: Callable[[Tensor], SoftUniform] | None = None) -> None:
+        self.representation, self.reach, self.density = pixels, reach, density
+        side = torch.arange(-2 * reach, 2 * reach + 1)
+        self.offsets = torch.cartesian_prod(side, side)  # lag s: T_s moves content by +offset (rows, columns)
+        middle = len(self.offsets) // 2
+        self.half = torch.arange(middle, len(self.offsets))
+        self.multiplicity = torch.where(self.half == middle, 0.5, 1.0)
+
+    @property
+    def count(self) -> int:
+        return len(self.offsets)
+
+    @property
+    def identity(self) -> int:
+        return len(self.offsets) // 2
+
+    def _axes(self, extents: tuple[Tensor, ...]) -> list[Tensor]:
+        points = torch.arange(-self.reach, self.reach + 1, dtype=torch.get_default_dtype())
+        if self.density is None:
+            return [torch.full_like(points, 1 / len(points))] * 2
+        return [self.density(e).log_weights(points).exp() for e in extents]
+
+    def weights(self, *extents: Tensor) -> Tensor:
+        rows, columns = self._axes(extents)
+        return torch.outer(rows, columns).flatten()
+
+    def lag_weights(self, *extents: Tensor) -> Tensor:
+        # the weights of an axis are symmetric, so that convolution is autocorrelation
+        rows, columns = (F.conv1d(w[None, None], w[None, None], padding=2 * self.reach)[0, 0] for w in self._axes(extents))
+        return torch.outer(rows, columns).flatten()
+
+    def views(self, x: Tensor) -> Views:
+        nodes = torch.arange(-self.reach, self.reach + 1)
+        return self.representation.shift(x[:, None], torch.cartesian_prod(nodes, nodes))
+
+    def inner_products(self, x: Tensor, z: Tensor, lags: Tensor) -> Tensor:
+        table = torch.empty(len(lags), len(x), len(z), dtype=x.dtype, device=x.device)
+        h, w = x.shape[-2:]
+        for row, (dy, dx) in zip(table, self.offsets[lags].tolist(), strict=True):
+            if abs(dy) >= h or abs(dx) >= w:  # no overlap
+                row.zero_()
+                continue
+            seen = x[..., max(dy, 0) : h + min(dy, 0), max(dx, 0) : w + min(dx, 0)].flatten(1)
+            moved = z[..., max(-dy, 0) : h + min(-dy, 0), max(-dx, 0) : w + min(-dx, 0)].flatten(1)
+            torch.mm(seen, moved.T, out=row)
+        return table

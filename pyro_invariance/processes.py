@@ -1,0 +1,120 @@
+r"""Gaussian processes with the function marginalised exactly, and the classes they predict.
+
+Class labels are coded by orthonormal contrasts of the one-hot vectors, scaled to unit variance per output for
+balanced classes: `C - 1` outputs whose inner products are those of centred one-hot vectors (which are linearly
+dependent and would count the data twice); two classes give one output of -1 and +1.
+"""
+
+import math
+
+import torch
+from pyro.distributions import TorchDistribution, constraints
+from torch import Tensor
+
+
+def class_codes(classes: int) -> Tensor:
+    """Target vectors `[classes, classes - 1]`: rows sum to zero, columns are orthogonal with norm `sqrt(classes)`."""
+    helmert = torch.zeros(classes - 1, classes, dtype=torch.float64)
+    for k in range(1, classes):
+        helmert[k - 1, :k], helmert[k - 1, k] = -1.0, float(k)
+    return (helmert / helmert.norm(dim=1, keepdim=True) * math.sqrt(classes)).T.contiguous()
+
+
+def code_log_density(mean: Tensor, variance: Tensor, codes: Tensor) -> Tensor:
+    """Log density `[M, C]` of target codes under a mixture of D Gaussian predictives.
+
+    Normalised over the classes it is the class posterior of the very model: Bayes' rule, given that one of them is
+    true.
+
+    Parameters
+    ----------
+    mean, variance : Tensor `[D, M, O]`, `[D, M]`
+        Predictives of D draws of the hyperparameters, noise included.
+    codes : Tensor `[C, O]` or `[M, C, O]`
+        Targets at which the density is wanted.
+    """
+    squared = (mean[:, :, None, :] - codes).square().sum(-1)
+    spread = variance[..., None]
+    logs = -0.5 * (squared / spread + mean.shape[-1] * (2 * math.pi * spread).log())
+    return logs.logsumexp(0) - math.log(len(mean))
+
+
+class _LogEvidence(torch.autograd.Function):
+    r""":math:`\log N(Y; 0, vK + \sigma^2 I)`; gradients by :math:`G = \tfrac12 (a a^T - C \Sigma^{-1})`, :math:`a = \Sigma^{-1} Y`."""
+
+    @staticmethod
+    def forward(ctx, gram, variance, noise, targets):  # type: ignore[no-untyped-def]
+        n, outputs = targets.shape
+        covariance = gram * variance
+        covariance.diagonal().add_(noise)
+        cholesky, info = torch.linalg.cholesky_ex(covariance)
+        if info:
+            raise torch.linalg.LinAlgError(
+                f"Cholesky of a {n} x {n} covariance failed at row {int(info)}: variance {float(variance):.3g}, noise "
+                f"{float(noise):.3g}, {gram.dtype}"
+            )
+        solved = torch.cholesky_solve(targets, cholesky)
+        ctx.save_for_backward(gram, variance, cholesky, solved)
+        quadratic = (solved * targets).sum()
+        return -0.5 * (quadratic + n * outputs * math.log(2 * math.pi)) - outputs * cholesky.diagonal().log().sum()
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        gram, variance, cholesky, solved = ctx.saved_tensors
+        by_covariance = torch.addmm(
+            torch.cholesky_inverse(cholesky), solved, solved.T, beta=-0.5 * float(grad) * solved.shape[1], alpha=0.5 * float(grad)
+        )
+        by_variance = torch.dot(by_covariance.flatten(), gram.flatten())
+        by_noise = by_covariance.diagonal().sum()
+        return by_covariance.mul_(variance), by_variance, by_noise, None
+
+
+class GaussianProcess(TorchDistribution):
+    r"""Noisy values of independent Gaussian processes that share a kernel: :math:`y_{\cdot c} \sim N(0, vK + \sigma^2 I)`.
+
+    Parameters
+    ----------
+    gram : Tensor `[N, N]`, or None for no function at all (noise only)
+        Prior correlation of the function at the N inputs.
+    signal, noise : Tensor
+        Prior variance `v` of the function, noise variance.
+    shape : tuple of int
+        `(N, outputs)`, the event shape.
+    """
+
+    arg_constraints = {"signal": constraints.positive, "noise": constraints.positive}  # noqa: RUF012
+    support = constraints.real_vector
+
+    def __init__(self, gram: Tensor | None, signal: Tensor, noise: Tensor, shape: tuple[int, ...]) -> None:
+        self.gram, self.signal, self.noise = gram, signal, noise
+        super().__init__(torch.Size(), torch.Size(shape), validate_args=False)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Exact log evidence of targets `[N, outputs]`, nats, summed over all of them."""
+        if self.gram is None:
+            return torch.distributions.Normal(0.0, self.noise.sqrt()).log_prob(value).sum()
+        return _LogEvidence.apply(self.gram, self.signal, self.noise, value)
+
+    def _cholesky(self) -> Tensor:
+        assert self.gram is not None
+        covariance = self.gram * self.signal
+        covariance.diagonal().add_(self.noise)
+        return torch.linalg.cholesky(covariance)
+
+    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:
+        """Draw targets `[*sample_shape, N, outputs]`."""
+        eps = torch.randn(self._extended_shape(sample_shape), dtype=self.noise.dtype, device=self.noise.device)
+        return eps * self.noise.sqrt() if self.gram is None else self._cholesky() @ eps
+
+    def condition(self, value: Tensor, cross: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict at new inputs, given targets `[N, outputs]`, correlations `[M, N]` with the old and `[M]` with themselves.
+
+        Returns
+        -------
+        Tensor `[M, outputs]`, Tensor `[M]`
+            Predictive mean and variance (noise included).
+        """
+        cholesky = self._cholesky()
+        half = torch.linalg.solve_triangular(cholesky, cross.T, upper=False).mul_(self.signal)  # [N, M]
+        white = torch.linalg.solve_triangular(cholesky, value, upper=False)
+        return half.T @ white, (self.signal * prior - half.square().sum(0)).clamp_min(0) + self.noise

@@ -1,0 +1,113 @@
+"""How an image is laid out so that a transformation of the plane acts on it without loss.
+
+A rotation is a phase on a polar array, a shift moves zero-padded pixels.  All images of a run pass through the same
+resampling once, so that blur cannot tell rotated images from upright ones; inside a model nothing is interpolated.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyro_invariance.typing import Images
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Average-pooled pixels `[N, C, h, w]`, optionally with a zero margin that lets shifts move freely.
+
+    Parameters
+    ----------
+    pool : int
+        Side of the square that is averaged into one pixel.
+    margin : int
+        Zero pixels (after pooling) added on every side.
+    """
+
+    pool: int = 1
+    margin: int = 0
+
+    def __call__(self, images: Images) -> Tensor:
+        """Pool and pad `[..., C, H, W]`."""
+        flat = images.flatten(0, -4) if images.dim() > 3 else images[None]
+        pooled = F.avg_pool2d(flat, self.pool, ceil_mode=True) if self.pool > 1 else flat
+        padded = F.pad(pooled, [self.margin] * 4)
+        return padded.reshape(*images.shape[:-2], *padded.shape[-2:])
+
+    def rotate(self, x: Tensor, angle: Tensor) -> Tensor:
+        """Turn `[..., C, H, W]` counter-clockwise by `angle` (radians, broadcast against the batch), bilinearly.
+
+        Multiples of 90 degrees are exact on square images (`align_corners=False` everywhere).
+        """
+        batch = torch.broadcast_shapes(x.shape[:-3], angle.shape)
+        angle = angle.expand(batch).reshape(-1)
+        cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+        # image rows run downwards, so a counter-clockwise turn reads its source at the clockwise-turned place
+        theta = torch.stack([torch.stack([cos, -sin, zero], -1), torch.stack([sin, cos, zero], -1)], -2)
+        flat = x.expand(*batch, *x.shape[-3:]).reshape(-1, *x.shape[-3:])
+        grid = F.affine_grid(theta.to(x.dtype), list(flat.shape), align_corners=False)
+        turned = F.grid_sample(flat, grid, align_corners=False)
+        return turned.reshape(*batch, *x.shape[-3:])
+
+    def mirror(self, x: Tensor) -> Tensor:
+        """Exchange up and down, the reflection that maps a polar angle `a` to `-a`."""
+        return x.flip(-2)
+
+    def shift(self, x: Tensor, offset: Tensor) -> Tensor:
+        """Roll `[..., C, H, W]` by integer `offset[..., 2]` (rows, columns) on the padded torus."""
+        h, w = x.shape[-2:]
+        batch = torch.broadcast_shapes(x.shape[:-3], offset.shape[:-1])
+        rows = (torch.arange(h, device=x.device) - offset[..., :1]) % h  # [..., h]
+        cols = (torch.arange(w, device=x.device) - offset[..., 1:]) % w  # [..., w]
+        index = (rows[..., :, None] * w + cols[..., None, :]).flatten(-2)  # [..., h*w]
+        index = index[..., None, :].expand(*batch, x.shape[-3], h * w)
+        return x.expand(*batch, *x.shape[-3:]).flatten(-2).gather(-1, index).unflatten(-1, (h, w))
+
+
+@dataclass(frozen=True)
+class Polar:
+    """Images on `rings` x `angles` polar points, `[N, C, R, A]`, where a turn by any real angle is a phase.
+
+    Each ring is weighted by the root of its area, so that the squared norm approximates that of the pixels on the
+    disk; the Nyquist coefficient is dropped once, which makes `rotate` exactly orthogonal for every real angle.
+
+    Parameters
+    ----------
+    rings, angles : int
+        Radii `(i + 1/2) / rings` of the inscribed disk and angles `2 pi k / angles`, counter-clockwise from the
+        right.
+    """
+
+    rings: int
+    angles: int
+
+    def __call__(self, images: Images) -> Tensor:
+        """Resample `[..., C, H, W]` bilinearly (`align_corners=False`, zeros outside)."""
+        flat = images.flatten(0, -4) if images.dim() > 3 else images[None]
+        like = {"dtype": images.dtype, "device": images.device}
+        radius = (torch.arange(self.rings, **like) + 0.5) / self.rings
+        angle = torch.arange(self.angles, **like) * (2 * math.pi / self.angles)
+        grid = torch.stack([radius[:, None] * angle.cos(), -radius[:, None] * angle.sin()], -1)
+        sampled = F.grid_sample(flat, grid.expand(len(flat), -1, -1, -1), align_corners=False)
+        pixels_on_disk = math.pi / 4 * images.shape[-1] * images.shape[-2]
+        area = radius / radius.sum() * pixels_on_disk / self.angles
+        arrays = self._drop_nyquist(sampled * area.sqrt()[:, None])
+        return arrays.reshape(*images.shape[:-2], self.rings, self.angles)
+
+    def _drop_nyquist(self, x: Tensor) -> Tensor:
+        if self.angles % 2:
+            return x
+        sign = 1 - 2 * (torch.arange(self.angles, device=x.device) % 2).to(x.dtype)
+        return x - (x * sign).mean(-1, keepdim=True) * sign
+
+    def rotate(self, x: Tensor, angle: Tensor) -> Tensor:
+        """Turn `[..., C, R, A]` counter-clockwise by `angle` (radians, broadcast against the batch), exactly."""
+        frequency = torch.arange(self.angles // 2 + 1, dtype=x.dtype, device=x.device)
+        phase = torch.polar(torch.ones_like(frequency), -frequency * angle[..., None])[..., None, None, :]
+        return torch.fft.irfft(torch.fft.rfft(x) * phase, n=self.angles)
+
+    def mirror(self, x: Tensor) -> Tensor:
+        """Map the angle `a` to `-a`: up and down are exchanged."""
+        return x.flip(-1).roll(1, -1)

@@ -1,0 +1,90 @@
+"""The run folder: finished hypotheses survive an interruption, and a folder belongs to one run.
+
+Tensors only are stored and loaded (`torch.load(weights_only=True)`), the rest is JSON.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pyro_invariance.evidence.base import Evidence
+from pyro_invariance.fitting import Fit, Range
+from pyro_invariance.typing import BadInput
+
+
+class RunFolder:
+    """A folder that holds one run, identified by data, hypotheses, seed and version.
+
+    Parameters
+    ----------
+    path : str or Path
+        Created if needed. Nothing is written before `open`.
+    identity : dict
+        What makes the run this run; another one is refused.
+    """
+
+    def __init__(self, path: str | Path, identity: dict[str, Any]) -> None:
+        self.path, self.identity = Path(path), identity
+
+    def open(self) -> None:
+        """Create the folder, or resume the same run in it."""
+        marker = self.path / "run.json"
+        if marker.is_file():
+            found = read_json(marker)
+            if found != self.identity:
+                differs = sorted(k for k in self.identity if found.get(k) != self.identity[k])
+                raise BadInput(f"out: {str(self.path)!r} holds another run (differs in {', '.join(differs)}); name another folder")
+            return
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise BadInput(f"out: {str(self.path)!r} exists and is no run folder; name an empty or a new one")
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(marker, self.identity)
+
+    def save(self, fit: Fit) -> None:
+        """Store a finished hypothesis; tensors first, the JSON that marks it finished last."""
+        plain = dataclasses.asdict(fit)
+        tensors = {k: plain.pop(k) for k in ("draws", "prior", "weighted", "test_mean", "test_log_density")}
+        plain["contains"], plain["claims"] = sorted(fit.contains), sorted(fit.claims)
+        folder = self.path / "fits"
+        folder.mkdir(exist_ok=True)
+        part = folder / f"{fit.label}.pt.part"
+        torch.save(tensors, part)
+        os.replace(part, folder / f"{fit.label}.pt")
+        write_json(folder / f"{fit.label}.json", plain)
+
+    def load(self, label: str) -> Fit | None:
+        """Return a stored hypothesis, or None if it was not finished."""
+        folder = self.path / "fits"
+        if not (folder / f"{label}.json").is_file():
+            return None
+        plain = read_json(folder / f"{label}.json")
+        tensors = torch.load(folder / f"{label}.pt", weights_only=True)
+        plain["evidence"] = Evidence(**plain["evidence"])
+        plain["extents"] = {k: Range(**v) for k, v in plain["extents"].items()}
+        plain["contains"], plain["claims"] = frozenset(plain["contains"]), frozenset(plain["claims"])
+        return Fit(**plain, **tensors)
+
+
+def digest(*parts: object) -> str:
+    """Short digest of anything that has a stable `repr`."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON so that a reader never sees half of it; NaN is refused."""
+    part = path.with_suffix(path.suffix + ".part")
+    part.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON, or say which file is broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise BadInput(f"run: {str(path)!r} cannot be read ({error})") from None

@@ -1,0 +1,126 @@
+"""From evidences to a verdict: which model predicts best, and which symmetries the data have.
+
+Symmetries are contrasts **within one base**, because representation and base kernel alone are worth more than many a
+symmetry.  A range that went to zero is its `trivial`; one that went to the whole group is the group.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from pyro_invariance.fitting import Fit
+
+FLOOR = 10.0  # nats; shuffled labels alone give gaps up to 6
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the data say about one symmetry.
+
+    Attributes
+    ----------
+    symmetry : str
+        Its name.
+    verdict : str
+        `supported`, `refused` or `undecided`.
+    certified : bool
+        Whether lower sides clear upper sides by three combined standard errors.
+    gap : float or None
+        Best evidence with the symmetry minus best without, in its base, nats.
+    margin : float or None
+        What the gap had to exceed, nats.
+    base : str
+        The base with the largest gap in size.
+    explained_by : str or None
+        A symmetry of another base that explains these data better by more than the gap.
+    reason : str
+        The verdict in words.
+    """
+
+    symmetry: str
+    verdict: Literal["supported", "refused", "undecided"]
+    certified: bool
+    gap: float | None
+    margin: float | None
+    base: str
+    explained_by: str | None
+    reason: str
+
+
+def verdicts(fits: list[Fit]) -> dict[str, Verdict]:
+    """Judge every symmetry that a fitted hypothesis claims, or would claim at the end of its range."""
+    null = next((f for f in fits if f.kind == "null"), None)
+    symmetries = sorted({s for f in fits for s in (*f.claims, *f.contains)})
+    plain = {s: _contrast(s, fits, null) for s in symmetries}
+    return {s: _explained(v, plain, fits) for s, v in plain.items()}
+
+
+def best(fits: list[Fit]) -> tuple[Fit, Fit | None]:
+    """The hypothesis of largest evidence, and the runner-up that is not the same model at the end of its range."""
+    ranked = sorted(fits, key=lambda f: -f.evidence.value)
+    first = ranked[0]
+    others = [f for f in ranked[1:] if f.base != first.base or f.contains != first.contains]
+    return first, others[0] if others else None
+
+
+def _margin(*fits: Fit) -> float:
+    """What a gap between these must exceed: the floor and every error that was measured."""
+    errors = [FLOOR, 2 * math.hypot(*(f.evidence.std_error for f in fits))]
+    for f in fits:
+        errors += [f.seed_spread, f.evidence.drift or 0.0, f.evidence.looseness or 0.0]
+    return max(errors)
+
+
+def _contrast(symmetry: str, fits: list[Fit], null: Fit | None) -> Verdict:
+    bases = {f.base for f in fits if symmetry in f.claims or symmetry in f.contains}
+    for base in sorted(bases):  # an elementary symmetry lives in one base of an entry
+        inside = [f for f in fits if f.base == base]
+        having = [f for f in inside if symmetry in f.contains]
+        lacking = [f for f in inside if symmetry not in f.contains]
+
+        def say(verdict, reason, gap=None, margin=None, certified=False, base=base):  # type: ignore[no-untyped-def]
+            return Verdict(symmetry, verdict, certified, gap, margin, base, None, reason)
+
+        if not lacking:
+            return say("undecided", f"no hypothesis of the {base} base without it was fitted")
+        without = max(lacking, key=lambda f: f.evidence.value)
+        if not having:
+            return say("undecided", "its learned range went to zero: it is its own trivial")
+        with_it = max(having, key=lambda f: f.evidence.value)
+        gap = with_it.evidence.value - without.evidence.value
+        margin = _margin(with_it, without)
+        versus = f"{with_it.label} against {without.label}: {gap:+.1f} nats, {margin:.1f} needed"
+        if abs(gap) <= margin:
+            return say("undecided", versus, gap, margin)
+        if null is None:
+            return say("undecided", f"{versus}; the noise-only null was not fitted", gap, margin)
+        winner = with_it if gap > 0 else without
+        lift = winner.evidence.value - null.evidence.value
+        if lift <= _margin(winner, null):
+            return say("undecided", f"{versus}; but {winner.label} beats noise alone by {lift:+.1f} nats only", gap, margin)
+        low, high = (with_it, lacking) if gap > 0 else (without, having)
+        certified = all(
+            low.evidence.value - f.upper > 3 * math.hypot(low.evidence.std_error, f.evidence.std_error) for f in high
+        )
+        return say("supported" if gap > 0 else "refused", versus, gap, margin, certified)
+    raise AssertionError("a symmetry without a base")
+
+
+def _explained(verdict: Verdict, plain: dict[str, Verdict], fits: list[Fit]) -> Verdict:
+    """Withdraw support where a supported symmetry of another base explains the data better by more than the gap."""
+    if verdict.verdict != "supported" or verdict.gap is None:
+        return verdict
+
+    def top(base: str) -> float:
+        return max(f.evidence.value for f in fits if f.base == base)
+
+    rivals = [v for v in plain.values() if v.verdict == "supported" and v.base != verdict.base]
+    ahead = {v.symmetry: top(v.base) - top(verdict.base) for v in rivals}
+    ahead = {s: nats for s, nats in ahead.items() if nats > verdict.gap}
+    if not ahead:
+        return verdict
+    other = max(ahead, key=lambda s: ahead[s])
+    reason = f"{verdict.reason}; but {other} explains these data better by {ahead[other]:.0f} nats"
+    return Verdict(
+        verdict.symmetry, "undecided", False, verdict.gap, verdict.margin, verdict.base, other, reason
+    )

@@ -1,0 +1,120 @@
+"""The zoo: what a hypothesis and an entry are, and where entries are found.
+
+An entry is one file in `models/`; the directory is scanned, nothing else is edited.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, Literal
+
+from torch import Tensor
+
+from pyro_invariance.datasets import Dataset, nearest
+from pyro_invariance.typing import BadInput
+
+Kind = Literal["null", "none", "convolution", "group", "augmentation", "composition"]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """A learned range: a latent site of the model.
+
+    Attributes
+    ----------
+    generator : str
+        What is ranged over, in words (`rotation`, `rows`, `columns`, `location`).
+    unit : str
+        `rad`, `grid` (the image is [-1, 1]) or `log`.
+    upper : float
+        Largest value that the prior allows.
+    whole : bool
+        Whether `upper` is the whole group (a full turn) rather than the end of what was looked at.
+    resolution : float
+        Below this the range cannot be told from a point.
+    """
+
+    generator: str
+    unit: Literal["rad", "grid", "log"]
+    upper: float
+    whole: bool
+    resolution: float
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One way in which the data may be symmetric: a Pyro model and what it claims.
+
+    Attributes
+    ----------
+    name, kind, base : str
+        `base` names the representation and base kernel that contrasts are made within.
+    model : callable
+        A Pyro model `model(*args)`; all latent sites continuous, the data observed.
+    prepare : callable
+        `Dataset -> args`, run once per data set (distances and the like).
+    starts : tuple of dict
+        Values of every latent site to start from, narrow and wide.
+    contains : frozenset of str
+        Elementary symmetries that the hypothesis holds.
+    saturated : frozenset of str
+        Those it holds as well when every extent reaches the whole group.
+    extents : mapping of str to Extent
+        Sites that are learned ranges.
+    predict : callable, optional
+        `(args, draws, inputs) -> (mean [D, M, O], variance [D, M])` for draws of the sites.
+    memory : callable
+        `(dataset) -> bytes` needed at the peak, an estimate.
+    priors : mapping of str to str
+        The priors in words.
+    """
+
+    name: str
+    kind: Kind
+    base: str
+    model: Callable[..., Any]
+    prepare: Callable[[Dataset], tuple]
+    starts: tuple[Mapping[str, float], ...]
+    contains: frozenset[str] = frozenset()
+    saturated: frozenset[str] = frozenset()
+    extents: Mapping[str, Extent] = field(default_factory=dict)
+    predict: Callable[[tuple, list[dict[str, Tensor]], Tensor], tuple[Tensor, Tensor]] | None = None
+    memory: Callable[[Dataset], int] = lambda data: 0
+    priors: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """Name that is unique within a run: `trivial` carries its base."""
+        return f"{self.name}-{self.base}" if self.name == "trivial" else self.name
+
+
+@dataclass(frozen=True)
+class Card:
+    """What an entry is, for people and tables."""
+
+    name: str
+    title: str
+    task: str
+    kind: str
+    hypotheses: tuple[str, ...]
+    data: tuple[str, ...]
+    sites: Mapping[str, str]
+    evidence: tuple[str, ...]
+    references: tuple[str, ...]
+    licence: str
+    limitations: tuple[str, ...]
+
+
+def names() -> list[str]:
+    """Names of all entries, by a scan of `models/`."""
+    package = importlib.import_module("pyro_invariance.models")
+    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+
+
+def load(name: str) -> ModuleType:
+    """Import the entry of that name."""
+    if name not in names():
+        raise BadInput(f"model: got {name!r}, {nearest(name, names())}")
+    return importlib.import_module(f"pyro_invariance.models.{name}")
