@@ -99,9 +99,6 @@ def describe(result: selection.Selection) -> str:
         certain = ", certified" if v.certified else ""
         lines.append(f"{name:12} {v.verdict:10}{certain} ({v.base}: {v.reason})")
     lines += ["", f"best model: {best.label}, {best.evidence}"]
-    shaky = [f.label for f in result.fits if (f.evidence.khat or 0) > 0.7]
-    if shaky:
-        lines.append(f"note: k-hat above 0.7 for {', '.join(shaky)}: the normal guide misses a tail; see looseness")
     return "\n".join(lines)
 
 

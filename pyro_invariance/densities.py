@@ -5,6 +5,7 @@ nodes with normalised log weights, differentiable in the extent, so that the sam
 """
 
 import math
+from typing import TypeAlias
 
 import torch
 from pyro.distributions import Categorical, TorchDistribution, constraints
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from pyro_invariance.groups import Group, wrap
 from pyro_invariance.typing import BadInput
+
+Shape: TypeAlias = torch.Size | list[int] | tuple[int, ...]
 
 EDGE = 0.1  # softest edge of SoftUniform, as a share of 1 (radians on the circle)
 
@@ -55,12 +58,13 @@ class SoftUniform(TorchDistribution):
         left = extent if left is None else torch.as_tensor(left, dtype=extent.dtype)
         self.extent, self.left = torch.broadcast_tensors(extent, left)
         self.period, self.edge = period, edge
-        if period is not None and bool((self.extent + self.left > period * (1 + 1e-9)).any()):
-            raise BadInput(f"extent: got a range of {float((self.extent + self.left).max()):.4g}, wider than {period:.4g}")
+        width = self.extent + self.left
+        if period is not None and bool((width > period * (1 + 1e-9)).any()):
+            raise BadInput(f"extent: got a range of {float(width.detach().max()):.4g}, wider than {period:.4g}")
         super().__init__(self.extent.shape, validate_args=validate_args)
 
     @property
-    def support(self) -> constraints.Constraint:  # type: ignore[override]
+    def support(self) -> constraints.Constraint:
         """The circle `[-period/2, period/2]`, or the real line."""
         return constraints.real if self.period is None else constraints.interval(-self.period / 2, self.period / 2)
 
@@ -70,13 +74,13 @@ class SoftUniform(TorchDistribution):
         half = (self.extent + self.left) / 2
         return self.edge * torch.tanh(half / (4 * self.edge))
 
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> "SoftUniform":
+    def expand(self, batch_shape: Shape, _instance: object = None) -> "SoftUniform":
         shape = torch.Size(batch_shape)
         return SoftUniform(
             self.extent.expand(shape), self.left.expand(shape), period=self.period, edge=self.edge, validate_args=False
         )
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:
         shape = self._extended_shape(sample_shape)
         like = {"dtype": self.extent.dtype, "device": self.extent.device}
         uniform, v = torch.rand(shape, **like), torch.rand(shape, **like).clamp(1e-12, 1 - 1e-12)
@@ -130,14 +134,14 @@ class MovingUniform(TorchDistribution):
         super().__init__(self.extent.shape, validate_args=validate_args)
 
     @property
-    def support(self) -> constraints.Constraint:  # type: ignore[override]
+    def support(self) -> constraints.Constraint:
         """The range itself."""
         return constraints.interval(-self.extent, self.extent)
 
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> "MovingUniform":
+    def expand(self, batch_shape: Shape, _instance: object = None) -> "MovingUniform":
         return MovingUniform(self.extent.expand(torch.Size(batch_shape)), validate_args=False)
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def rsample(self, sample_shape: Shape = torch.Size()) -> Tensor:
         shape = self._extended_shape(sample_shape)
         return (2 * torch.rand(shape, dtype=self.extent.dtype, device=self.extent.device) - 1) * self.extent
 
@@ -162,14 +166,15 @@ class Haar(TorchDistribution):
     def __init__(self, batch_shape: torch.Size = torch.Size()) -> None:
         super().__init__(batch_shape, validate_args=False)
 
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> "Haar":
+    def expand(self, batch_shape: Shape, _instance: object = None) -> "Haar":
         return Haar(torch.Size(batch_shape))
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Shape = torch.Size()) -> Tensor:
         return wrap(2 * math.pi * torch.rand(self._extended_shape(sample_shape)))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        return torch.full(torch.broadcast_shapes(value.shape, self.batch_shape), -math.log(2 * math.pi), dtype=value.dtype)
+        shape = torch.broadcast_shapes(value.shape, self.batch_shape)
+        return torch.full(shape, -math.log(2 * math.pi), dtype=value.dtype)
 
     def nodes(self, count: int) -> tuple[Tensor, Tensor]:
         """Equispaced nodes `[count]` and equal log weights."""
@@ -195,6 +200,9 @@ class FiniteWeights(Categorical):
         if logits.shape[-1] != group.order:
             raise BadInput(f"logits: got {logits.shape[-1]} weights for a group of order {group.order}")
         super().__init__(logits=logits, validate_args=validate_args)
+
+    def expand(self, batch_shape: Shape, _instance: object = None) -> "FiniteWeights":
+        return super().expand(batch_shape, _instance=self._get_checked_instance(FiniteWeights, _instance))
 
     def nodes(self, count: int | None = None) -> tuple[Tensor, Tensor]:
         """All elements `[order]` and their log weights `[order, *batch]`."""

@@ -22,7 +22,7 @@ from pyro_invariance.processes import code_log_density
 from pyro_invariance.zoo import Extent, Hypothesis
 
 SCOUT = 300  # images on which the starts are compared first
-STEPS, PARTICLES, DRAWS = 12, 2, 32  # of SVI, and fresh ones for the evidence
+STEPS, PARTICLES, DRAWS = 10, 2, 32  # of SVI, and fresh ones for the evidence
 PREDICTIVE, POSTERIOR = 4, 1000  # draws averaged in predictions, and kept
 
 
@@ -184,15 +184,19 @@ def _contains(hypothesis: Hypothesis, ranges: dict[str, Range]) -> frozenset[str
 def _scout(hypothesis: Hypothesis, data: Dataset, seed: int) -> list[tuple[dict[str, float], np.ndarray]]:
     """Fit all but the extents on a few images, from every start: site values and a guess of their covariance.
 
-    The extents stay where they start, because a few images may prefer another basin than all of them do.
+    The extents stay where they start, because a few images may prefer another basin than all of them do.  Without
+    extents, starts that meet are one.
     """
     small = data.subset(SCOUT, seed)
     args, ratio = hypothesis.prepare(small), len(small.y) / len(data.y)
-    begins = []
+    begins, reached = [], []
     for start in hypothesis.starts:
         held = {name: torch.tensor(start[name]) for name in hypothesis.extents}
         log_joint = LogJoint(poutine.condition(hypothesis.model, data=held), args)
-        mode = maximise(log_joint, log_joint.pack({k: v for k, v in start.items() if k not in held}), gtol=0.2)
+        mode = maximise(log_joint, log_joint.pack({k: v for k, v in start.items() if k not in held}))
+        if not held and any(abs(mode.value - other) < 0.5 for other in reached):
+            continue
+        reached.append(mode.value)
         values = held | {k: v.detach() for k, v in log_joint.unpack(mode.z).items()}
         begins.append((values, mode.inverse_hessian * ratio))
     return begins

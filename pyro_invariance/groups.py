@@ -133,6 +133,9 @@ class Mirror(Dihedral):
     def __init__(self, on: Representation | None = None) -> None:
         super().__init__(1, on)
 
+    def act(self, g: Elements, x: Images) -> Images:
+        return torch.where(g[..., None, None, None] == 1, self.on.mirror(x), x)  # exact: nothing is turned
+
 
 class GridTranslation(Group):
     """Translations by whole pixels `(rows, columns)` of an `h` x `w` torus; pad the pixels so that nothing wraps."""

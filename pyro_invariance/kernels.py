@@ -183,14 +183,13 @@ class PatchKernel:
         self.group_index = index
         self.x = self._features(images)
         self.norms = self._group(self.x.square().sum(-1))  # [G, N]
-        products = self._products(self.x, self.x)
-        self.distances = (self.norms[:, :, None] + self.norms[:, None] - 2 * products).clamp_min_(0).flatten(1)
-        self.scale = float(self.distances.sum(0).mean()) / len(self.group_of)
+        self.distances = self._squared_distances(self.x, self.norms).flatten(1)
+        self.scale = float(self.distances.mean())
         self.distances /= self.scale
 
     @staticmethod
-    def bytes(n: int, modes: int = 8) -> int:
-        """Memory that the distances of `n` images take (an upper estimate)."""
+    def bytes(pixels: Pixels, n: int, modes: int = 8) -> int:
+        """Memory that the distances of `n` images take (an upper estimate, whatever the pooling)."""
         return 8 * n * n * modes * (modes + 1) // 2
 
     def _centres(self, images: Images, features: int) -> tuple[Tensor, float]:
@@ -205,7 +204,9 @@ class PatchKernel:
         return centres, 0.5 * float(torch.pdist(busy[:500]).median())
 
     def _rbf(self, flat: Tensor) -> Tensor:
-        return torch.exp(-0.5 * (torch.cdist(flat, self.centres) / self.length).square())
+        scale = -0.5 / self.length**2
+        table = torch.addmm(self.centres.square().sum(1) * scale, flat, self.centres.T, alpha=-2 * scale)
+        return table.add_(flat.square().sum(1, keepdim=True), alpha=scale).clamp_max_(0).exp_()
 
     def _cosine(self, n: int) -> Tensor:
         place = (torch.arange(n) + 0.5) / n
@@ -214,7 +215,7 @@ class PatchKernel:
 
     def _features(self, images: Images) -> Tensor:
         """Cosine-transformed feature maps `[modes^2, N, kept]`, in blocks of images."""
-        rows = max(1, BLOCK // (8 * self.patches.count * len(self.centres)))
+        rows = max(1, 2**25 // (8 * self.patches.count * len(self.centres)))  # 32 MB: larger blocks cost page faults
         blocks = []
         for block in images.split(rows):
             maps = self._rbf(self.patches.views(block).flatten(2).flatten(0, 1))  # [n * P, features]
@@ -225,11 +226,12 @@ class PatchKernel:
     def _group(self, by_mode: Tensor) -> Tensor:
         return torch.zeros(len(self.group_of), *by_mode.shape[1:]).index_add_(0, self.group_index, by_mode)
 
-    def _products(self, x: Tensor, z: Tensor) -> Tensor:
-        out = x.new_zeros(len(self.group_of), x.shape[1], z.shape[1])
+    def _squared_distances(self, new: Tensor, norms: Tensor) -> Tensor:
+        """Squared distances to the conditioned images per group of modes, `[G, M, N]`."""
+        table = norms[:, :, None] + self.norms[:, None]
         for b, group in enumerate(self.group_index.tolist()):
-            out[group].addmm_(x[b], z[b].T)
-        return out
+            table[group].addmm_(new[b], self.x[b].T, alpha=-2)
+        return table.clamp_min_(0)
 
     def mode_weights(self, location_length: Tensor | float) -> Tensor:
         """Weights `[G]` of the groups of modes, mean one."""
@@ -245,8 +247,7 @@ class PatchKernel:
         """Kernel between new images and the conditioned ones; see `OrbitKernel.cross`."""
         new = self._features(self.pixels(images))
         norms = self._group(new.square().sum(-1))
-        distances = norms[:, :, None] + self.norms[:, None] - 2 * self._products(new, self.x)
-        distances = distances.clamp_min_(0) / self.scale
+        distances = self._squared_distances(new, norms).div_(self.scale)
         covariance = [
             torch.exp(-0.5 * torch.tensordot(self.mode_weights(*where or (0.0,)), distances, 1) / lengthscale.square())
             for lengthscale, *where in draws

@@ -147,6 +147,10 @@ class SpectralOrbit(ABC):
         r""":math:`\langle x_i, T_s z_j \rangle`, `[len(lags), N, M]`, of represented images."""
 
     @abstractmethod
+    def self_products(self, x: Tensor) -> Tensor:
+        r""":math:`\langle x_i, T_s x_i \rangle` for all lags, `[L, N]`."""
+
+    @abstractmethod
     def views(self, x: Tensor) -> Views:
         """Views `[N, V, C, *]` of represented images (what the general path sees)."""
 
@@ -173,8 +177,7 @@ class SpectralOrbit(ABC):
 
     def self_distances(self, x: Tensor) -> Tensor:
         """Distances of each image to its own views, `[L, N]`."""
-        rows = [self.squared_distances(x[i : i + 1], x[i : i + 1], torch.arange(self.count))[:, 0] for i in range(len(x))]
-        return torch.cat(rows, 1)
+        return (2 * (x.flatten(1).square().sum(1) - self.self_products(x))).clamp_min_(0)
 
 
 class Turns(SpectralOrbit):
@@ -192,11 +195,15 @@ class Turns(SpectralOrbit):
         Whether the group also holds the reflections (equal weights).
     """
 
+    representation: Polar
+
     def __init__(
         self, polar: Polar, order: int, density: Callable[[Tensor], SoftUniform] | None = None, mirror: bool = False
     ) -> None:
         if polar.angles % order:
             raise BadInput(f"order: got {order}, which does not divide the {polar.angles} angles of the representation")
+        if density is not None and mirror:
+            raise BadInput("density: a learned range goes without reflections; leave it out or set mirror=False")
         self.representation, self.order, self.density, self.mirror = polar, order, density, mirror
         turns = torch.arange(order // 2 + 1)
         own_inverse = (turns == 0) | (2 * turns == order)
@@ -231,26 +238,38 @@ class Turns(SpectralOrbit):
             return turned
         return torch.cat([turned, self.representation.rotate(self.representation.mirror(x)[:, None], angles)], 1)
 
+    def _phases(self, lags: Tensor, x: Tensor) -> Tensor:
+        # <x, T_s z> = (1/A) sum_f c_f Re(x_f conj(z_f) e^{i f s}), c_f = 2 but for f = 0: rows [cos, -sin] per lag
+        a = self.representation.angles
+        f = torch.arange(a // 2 + 1, dtype=x.dtype, device=x.device)
+        angle = lags.to(x)[:, None] * (2 * math.pi / self.order) * f
+        return torch.cat([angle.cos(), -angle.sin()], 1) * (torch.where((f == 0) | (2 * f == a), 1.0, 2.0) / a).repeat(2)
+
     def inner_products(self, x: Tensor, z: Tensor, lags: Tensor) -> Tensor:
-        n, m, a = len(x), len(z), self.representation.angles
-        p, q = (torch.fft.rfft(t.flatten(1, -2)) for t in (x, z))  # [N, R, F]
-        table = torch.empty(len(lags), n, m, dtype=x.dtype, device=x.device)
+        table = torch.empty(len(lags), len(x), len(z), dtype=x.dtype, device=x.device)
+        p, q = (torch.fft.rfft(t.flatten(1, -2)).permute(2, 0, 1) for t in (x, z))  # [F, N, R]
         for reflected in range(1 + self.mirror):
             chosen = (lags // self.order == reflected).nonzero()[:, 0]
             if len(chosen) == 0:
                 continue
-            partner = q.conj() if reflected else q  # the mirror a -> -a conjugates the spectrum
-            # <x, T_s z> = (1/A) sum_f c_f Re(x_f conj(z_f) e^{i f s}): one real product per frequency block
-            angle = (lags[chosen] % self.order).to(x.dtype) * (2 * math.pi / self.order)
-            f = torch.arange(a // 2 + 1, dtype=x.dtype)
-            twice = torch.where((f == 0) | (2 * f == a), 1.0, 2.0) / a
-            cos, sin = twice * torch.cos(angle[:, None] * f), twice * torch.sin(angle[:, None] * f)  # [S, F]
-            rows = max(1, 2**22 // (m * len(f)))  # bounds the cross-spectrum to 64 MB
-            for i in range(0, n, rows):
-                cross = torch.einsum("irf,jrf->fij", p[i : i + rows], partner.conj())
-                block = cos @ cross.real.flatten(1) - sin @ cross.imag.flatten(1)
-                table[chosen, i : i + rows] = block.view(len(chosen), -1, m)
+            phases = self._phases(lags[chosen] % self.order, x)
+            imaginary = -q.imag if reflected else q.imag  # the mirror a -> -a conjugates the spectrum
+            right = torch.cat([q.real, imaginary], 2).mT
+            rows = max(1, 2**22 // (len(z) * phases.shape[1]))  # a cross-spectrum of 32 MB
+            for i in range(0, len(x), rows):
+                real, imag = p.real[:, i : i + rows], p.imag[:, i : i + rows]
+                cross = torch.cat([torch.cat([real, imag], 2) @ right, torch.cat([imag, -real], 2) @ right])
+                table[chosen, i : i + rows] = (phases @ cross.flatten(1)).view(len(chosen), -1, len(z))
         return table
+
+    def self_products(self, x: Tensor) -> Tensor:
+        p = torch.fft.rfft(x.flatten(1, -2))
+        lags = torch.arange(self.order, device=x.device)
+        tables = []
+        for cross in (p * p.conj(), p * p)[: 1 + self.mirror]:
+            spectrum = cross.sum(1)  # [N, F]
+            tables.append(self._phases(lags, x) @ torch.cat([spectrum.real, spectrum.imag], 1).T)
+        return torch.cat(tables)
 
 
 class Shifts(SpectralOrbit):
@@ -266,6 +285,8 @@ class Shifts(SpectralOrbit):
         `extent -> distribution on the line` with `log_weights`, used for each axis, in pooled pixels; equal weights
         if None.
     """
+
+    representation: Pixels
 
     def __init__(self, pixels: Pixels, reach: int, density: Callable[[Tensor], SoftUniform] | None = None) -> None:
         self.representation, self.reach, self.density = pixels, reach, density
@@ -295,21 +316,29 @@ class Shifts(SpectralOrbit):
 
     def lag_weights(self, *extents: Tensor) -> Tensor:
         # the weights of an axis are symmetric, so that convolution is autocorrelation
-        rows, columns = (F.conv1d(w[None, None], w[None, None], padding=2 * self.reach)[0, 0] for w in self._axes(extents))
+        axes = self._axes(extents)
+        rows, columns = (F.conv1d(w[None, None], w[None, None], padding=2 * self.reach)[0, 0] for w in axes)
         return torch.outer(rows, columns).flatten()
 
     def views(self, x: Tensor) -> Views:
         nodes = torch.arange(-self.reach, self.reach + 1)
         return self.representation.shift(x[:, None], torch.cartesian_prod(nodes, nodes))
 
+    def _overlap(self, x: Tensor, z: Tensor, lag: int) -> tuple[Tensor, Tensor]:
+        """The pixels of `x` that the moved `z` covers, and those of `z` that land there; empty if it left."""
+        dy, dx = self.offsets[lag].tolist()
+        h, w = x.shape[-2:]
+        seen = x[..., max(dy, 0) : max(h + min(dy, 0), 0), max(dx, 0) : max(w + min(dx, 0), 0)]
+        moved = z[..., max(-dy, 0) : max(h + min(-dy, 0), 0), max(-dx, 0) : max(w + min(-dx, 0), 0)]
+        return seen.flatten(1), moved.flatten(1)
+
     def inner_products(self, x: Tensor, z: Tensor, lags: Tensor) -> Tensor:
         table = torch.empty(len(lags), len(x), len(z), dtype=x.dtype, device=x.device)
-        h, w = x.shape[-2:]
-        for row, (dy, dx) in zip(table, self.offsets[lags].tolist(), strict=True):
-            if abs(dy) >= h or abs(dx) >= w:  # no overlap
-                row.zero_()
-                continue
-            seen = x[..., max(dy, 0) : h + min(dy, 0), max(dx, 0) : w + min(dx, 0)].flatten(1)
-            moved = z[..., max(-dy, 0) : h + min(-dy, 0), max(-dx, 0) : w + min(-dx, 0)].flatten(1)
+        for row, lag in zip(table, lags.tolist(), strict=True):
+            seen, moved = self._overlap(x, z, lag)
             torch.mm(seen, moved.T, out=row)
         return table
+
+    def self_products(self, x: Tensor) -> Tensor:
+        pairs = (self._overlap(x, x, lag) for lag in range(self.count))
+        return torch.stack([(seen * moved).sum(1) for seen, moved in pairs])

@@ -6,6 +6,7 @@ resampling once, so that blur cannot tell rotated images from upright ones; insi
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -86,7 +87,7 @@ class Polar:
     def __call__(self, images: Images) -> Tensor:
         """Resample `[..., C, H, W]` bilinearly (`align_corners=False`, zeros outside)."""
         flat = images.flatten(0, -4) if images.dim() > 3 else images[None]
-        like = {"dtype": images.dtype, "device": images.device}
+        like: dict[str, Any] = {"dtype": images.dtype, "device": images.device}
         radius = (torch.arange(self.rings, **like) + 0.5) / self.rings
         angle = torch.arange(self.angles, **like) * (2 * math.pi / self.angles)
         grid = torch.stack([radius[:, None] * angle.cos(), -radius[:, None] * angle.sin()], -1)

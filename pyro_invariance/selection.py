@@ -77,7 +77,7 @@ class Selection:
         rows = []
         for f in self.fits:
             row = {"hypothesis": f.label, "base": f.base, "log_evidence": f.evidence.value, "upper": f.upper}
-            row |= {"std_error": f.evidence.std_error, "extent": describe_extents(f)}
+            row |= {"std_error": f.evidence.std_error, "looseness": f.evidence.looseness, "extent": describe_extents(f)}
             rows.append(row | self.test_scores(f) | {"cpu_seconds": f.cpu_seconds})
         return pd.DataFrame(rows).set_index("hypothesis")
 

@@ -5,7 +5,7 @@ symmetry.  A range that went to zero is its `trivial`; one that went to the whol
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pyro_invariance.fitting import Fit
@@ -107,20 +107,22 @@ def _contrast(symmetry: str, fits: list[Fit], null: Fit | None) -> Verdict:
 
 
 def _explained(verdict: Verdict, plain: dict[str, Verdict], fits: list[Fit]) -> Verdict:
-    """Withdraw support where a supported symmetry of another base explains the data better by more than the gap."""
+    """Withdraw support where a supported symmetry of another base explains the data better by more than the gap.
+
+    Patches are never that other base: a patch kernel is better at images whatever their symmetry.
+    """
     if verdict.verdict != "supported" or verdict.gap is None:
         return verdict
 
     def top(base: str) -> float:
         return max(f.evidence.value for f in fits if f.base == base)
 
-    rivals = [v for v in plain.values() if v.verdict == "supported" and v.base != verdict.base]
+    patches = {f.base for f in fits if f.kind == "convolution"}
+    rivals = [v for v in plain.values() if v.verdict == "supported" and v.base not in {verdict.base, *patches}]
     ahead = {v.symmetry: top(v.base) - top(verdict.base) for v in rivals}
     ahead = {s: nats for s, nats in ahead.items() if nats > verdict.gap}
     if not ahead:
         return verdict
     other = max(ahead, key=lambda s: ahead[s])
     reason = f"{verdict.reason}; but {other} explains these data better by {ahead[other]:.0f} nats"
-    return Verdict(
-        verdict.symmetry, "undecided", False, verdict.gap, verdict.margin, verdict.base, other, reason
-    )
+    return replace(verdict, verdict="undecided", certified=False, explained_by=other, reason=reason)

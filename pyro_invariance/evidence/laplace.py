@@ -56,7 +56,7 @@ def maximise(
     *,
     prior: bool = True,
     inverse_hessian: np.ndarray | None = None,
-    gtol: float = 0.05,
+    gtol: float = 0.2,
     max_iter: int = 60,
 ) -> Mode:
     """Climb by BFGS from `start` `[D]`; `prior=False` maximises the likelihood alone (type II).
@@ -83,20 +83,15 @@ def maximise(
 def laplace(log_joint: LogJoint, mode: Tensor, step: float = 0.02) -> tuple[Tensor, Tensor]:
     """Polish a mode by one Newton step and return it with the Cholesky factor of the Laplace covariance.
 
-    The Hessian comes from central differences of the gradient; directions in which the density does not fall
-    (a saturated extent, say) get the curvature of a unit normal at least, so that the factor exists.
+    The Hessian comes from forward differences of the gradient; directions in which the density hardly falls (a
+    saturated extent, say) get a standard deviation of 4 at most, so that the factor exists.
     """
     negative = _objective(log_joint, prior=True)
     z = mode.numpy()
-    size = len(z)
-    hessian = np.zeros((size, size))
-    for i in range(size):
-        offset = step * np.eye(size)[i]
-        hessian[i] = (negative(z + offset)[1] - negative(z - offset)[1]) / (2 * step)
-    values, vectors = np.linalg.eigh((hessian + hessian.T) / 2)
-    values = np.maximum(values, 0.05)
-    covariance = (vectors / values) @ vectors.T
     value, gradient = negative(z)
+    hessian = np.stack([(negative(z + offset)[1] - gradient) / step for offset in step * np.eye(len(z))])
+    values, vectors = np.linalg.eigh((hessian + hessian.T) / 2)
+    covariance = (vectors / values.clip(1 / 16)) @ vectors.T
     moved = z - covariance @ gradient
     if negative(moved)[0] < value:
         z = moved

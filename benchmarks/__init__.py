@@ -1,0 +1,1 @@
+"""Measurements of what the library promises; `python -m benchmarks --help`."""
