@@ -37,6 +37,7 @@ from pyro_invariance import priors
 from pyro_invariance.datasets import Dataset, from_arrays, nearest
 from pyro_invariance.densities import SoftUniform
 from pyro_invariance.kernels import BLOCK, OrbitKernel, PatchKernel
+from pyro_invariance.numerics import float64
 from pyro_invariance.orbits import Shifts, Turns
 from pyro_invariance.processes import GaussianProcess
 from pyro_invariance.representations import Pixels, Polar
@@ -102,9 +103,9 @@ def hypotheses(data: Dataset, nodes: int = NODES, scale: float = 1.0) -> list[Hy
     if data.kind != "images":
         raise BadInput(f"data: {data.name!r} holds {data.kind}; orbit_gp takes images [N, H, W] or [N, H, W, C]")
     side, coarse = data.x.shape[-1], math.ceil(data.x.shape[-1] / 16)
-    polar, pool = Polar(min(16, max(8, side // 2)), nodes), max(1, coarse * NODES // nodes)
-    pixels, reach, pixel = Pixels(pool), REACH * coarse // pool, 2 / math.ceil(side / pool)
-    patches = partial(PatchKernel, Pixels(math.ceil(side / 32)), PATCH)
+    polar, pool = Polar(min(16, max(8, side // 2)), nodes, normalise=True), max(1, coarse * NODES // nodes)
+    pixels, reach, pixel = Pixels(pool, normalise=True), REACH * coarse // pool, 2 / math.ceil(side / pool)
+    patches = partial(PatchKernel, Pixels(math.ceil(side / 32), normalise=True), PATCH)
     angle = Extent("rotation", "rad", math.pi, whole=True, resolution=math.pi / nodes)
     shifts = {axis: Extent(axis, "grid", (reach + 0.5) * pixel, False, pixel / 2) for axis in ("rows", "columns")}
     place = Extent("location", "grid", 2.0, whole=True, resolution=0.05)
@@ -192,8 +193,8 @@ def _hypothesis(
     extents = extents or {}
     words = priors.describe(scale) | {k: f"Uniform(0, {e.upper:.4g})" for k, e in extents.items()}
     if begin is None:  # nothing to range over: start from a short and from a long lengthscale
-        begin = ({"lengthscale": 0.4}, {"lengthscale": 1.2})
-    starts = tuple({"lengthscale": 0.7, "variance": 1.0, "noise": 0.05} | b for b in begin)
+        begin = ({}, {"lengthscale": 1.2})
+    starts = tuple({"lengthscale": 0.4, "variance": 4.0, "noise": 0.3} | b for b in begin)
     if kernel is None:
         words, starts = {"noise": words["noise"]}, ({"noise": 0.5},)
     return Hypothesis(
@@ -222,6 +223,7 @@ PLANTED = {
 }
 
 
+@float64()
 def data(planted: str = "rotation", seed: int = 0, size: int = 300, test: int = 200, side: int = 16) -> Dataset:
     """Simulated images whose labels have a known symmetry; `none` breaks them all.
 

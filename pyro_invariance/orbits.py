@@ -243,7 +243,8 @@ class Turns(SpectralOrbit):
         a = self.representation.angles
         f = torch.arange(a // 2 + 1, dtype=x.dtype, device=x.device)
         angle = lags.to(x)[:, None] * (2 * math.pi / self.order) * f
-        return torch.cat([angle.cos(), -angle.sin()], 1) * (torch.where((f == 0) | (2 * f == a), 1.0, 2.0) / a).repeat(2)
+        share = torch.where((f == 0) | (2 * f == a), 1.0, 2.0) / a
+        return torch.cat([angle.cos(), -angle.sin()], 1) * share.repeat(2)
 
     def inner_products(self, x: Tensor, z: Tensor, lags: Tensor) -> Tensor:
         table = torch.empty(len(lags), len(x), len(z), dtype=x.dtype, device=x.device)

@@ -2,6 +2,7 @@
 
 A rotation is a phase on a polar array, a shift moves zero-padded pixels.  All images of a run pass through the same
 resampling once, so that blur cannot tell rotated images from upright ones; inside a model nothing is interpolated.
+Contrast is normalised in a way that commutes with the transformation: brightness is not what the kernel should see.
 """
 
 import math
@@ -25,16 +26,19 @@ class Pixels:
         Side of the square that is averaged into one pixel.
     margin : int
         Zero pixels (after pooling) added on every side.
+    normalise : bool
+        Divide each image by its norm, which shifts do not change.
     """
 
     pool: int = 1
     margin: int = 0
+    normalise: bool = False
 
     def __call__(self, images: Images) -> Tensor:
         """Pool and pad `[..., C, H, W]`."""
         flat = images.flatten(0, -4) if images.dim() > 3 else images[None]
         pooled = F.avg_pool2d(flat, self.pool, ceil_mode=True) if self.pool > 1 else flat
-        padded = F.pad(pooled, [self.margin] * 4)
+        padded = F.pad(_unit(pooled) if self.normalise else pooled, [self.margin] * 4)
         return padded.reshape(*images.shape[:-2], *padded.shape[-2:])
 
     def rotate(self, x: Tensor, angle: Tensor) -> Tensor:
@@ -79,10 +83,13 @@ class Polar:
     rings, angles : int
         Radii `(i + 1/2) / rings` of the inscribed disk and angles `2 pi k / angles`, counter-clockwise from the
         right.
+    normalise : bool
+        Subtract the mean over the disk from each channel and divide each image by its norm; turns change neither.
     """
 
     rings: int
     angles: int
+    normalise: bool = False
 
     def __call__(self, images: Images) -> Tensor:
         """Resample `[..., C, H, W]` bilinearly (`align_corners=False`, zeros outside)."""
@@ -93,8 +100,11 @@ class Polar:
         grid = torch.stack([radius[:, None] * angle.cos(), -radius[:, None] * angle.sin()], -1)
         sampled = F.grid_sample(flat, grid.expand(len(flat), -1, -1, -1), align_corners=False)
         pixels_on_disk = math.pi / 4 * images.shape[-1] * images.shape[-2]
-        area = radius / radius.sum() * pixels_on_disk / self.angles
-        arrays = self._drop_nyquist(sampled * area.sqrt()[:, None])
+        area = radius / radius.sum() / self.angles  # sums to one over the disk
+        if self.normalise:
+            sampled = sampled - (sampled * area[:, None]).sum((-2, -1), keepdim=True)
+        arrays = self._drop_nyquist(sampled * (area * pixels_on_disk).sqrt()[:, None])
+        arrays = _unit(arrays) if self.normalise else arrays
         return arrays.reshape(*images.shape[:-2], self.rings, self.angles)
 
     def _drop_nyquist(self, x: Tensor) -> Tensor:
@@ -112,3 +122,9 @@ class Polar:
     def mirror(self, x: Tensor) -> Tensor:
         """Map the angle `a` to `-a`: up and down are exchanged."""
         return x.flip(-1).roll(1, -1)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Images `[..., C, *, *]` of norm one; one that is zero stays so."""
+    norm = x.flatten(-3).norm(dim=-1)[..., None, None, None]
+    return x / norm.clamp_min(torch.finfo(x.dtype).tiny ** 0.5)

@@ -5,10 +5,11 @@ The site is a line of the user's model, inside the plate of the data:
     theta = pyro.sample("pose", SoftUniform(extent))        # a continuous group
     g = pyro.sample("pose", FiniteWeights(group))           # a finite one
 
-The bare model samples it (`Trace_ELBO`, NUTS, prior draws).  `Marginalised(model)` is the same model for
-`TraceEnum_ELBO`: a finite group is enumerated, a density over a range becomes an enumerated choice among its quadrature
-nodes, :math:`p(x) = \sum_q w_q(e)\, p(x \mid \theta_q(e))`, differentiable in the extent.  A model that is indifferent
-to the shape of `theta` (`[N]` when sampled, `[Q, 1]` when enumerated) needs no other line; `Group.act` is.
+The bare model samples it.  `Marginalised(model)` is the same model for `TraceEnum_ELBO` and NUTS: a finite group is
+enumerated, a density over a range becomes an enumerated choice among its quadrature nodes,
+:math:`p(x) = \sum_q w_q(e)\, p(x \mid \theta_q(e))`, differentiable in the extent.  The model needs no other line if it
+takes a pose of shape `[N]` (sampled) as well as `[Q, 1]` (enumerated), as `Group.act` does.  An extent that is itself
+a sample is read before the plate.
 """
 
 import copy
@@ -18,11 +19,10 @@ from typing import Any, cast
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.distributions import Categorical, Delta, TorchDistribution
 from pyro.infer import TraceEnum_ELBO
-from pyro.infer.reparam.reparam import Reparam, ReparamMessage, ReparamResult
 from pyro.poutine.condition_messenger import ConditionMessenger
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.replay_messenger import ReplayMessenger
 from pyro.poutine.runtime import _PYRO_STACK, Message
 from torch import Tensor
@@ -31,43 +31,8 @@ from pyro_invariance.densities import FiniteWeights
 from pyro_invariance.typing import BadInput
 
 
-class QuadratureReparam(Reparam):
-    """Replace a continuous site `NAME` by an enumerated choice `NAME_node` among its quadrature nodes.
-
-    The site keeps its name and its value, now a function of the choice, and no longer adds to the log density.
-
-    Parameters
-    ----------
-    count : int
-        Number of nodes, Q.
-
-    Attributes
-    ----------
-    points : Tensor `[Q]` or `[Q, *batch]`, or None
-        The nodes of the last run; a batch only if the ranges of the data differ or the nodes move with the extent.
-    """
-
-    def __init__(self, count: int = 64) -> None:
-        self.count = count
-        self.points: Tensor | None = None
-
-    def apply(self, msg: ReparamMessage) -> ReparamResult:
-        """Sample the choice and return the node as the value of the site (Pyro calls this)."""
-        name: str = msg["name"]
-        fn: Any = msg["fn"]
-        if not hasattr(fn, "nodes"):
-            raise BadInput(f"site {name!r}: got {type(fn).__name__}, which has neither nodes(count) nor finite support")
-        _refuse_values_for(name)
-        self.points, log_weights = _compact(fn).nodes(self.count)
-        choice = Categorical(logits=log_weights.movedim(0, -1))
-        index = pyro.sample(f"{name}_node", choice, infer={"enumerate": "parallel"})
-        value = _pick(self.points, index)
-        shape = torch.broadcast_shapes(value.shape, fn.batch_shape)
-        return {"fn": Delta(value).expand(shape).mask(False), "value": value, "is_observed": True}
-
-
 class Marginalised(torch.nn.Module):
-    """A Pyro model with one site summed out; run it with `TraceEnum_ELBO(max_plate_nesting=...)`.
+    """A Pyro model with one site summed out, for `TraceEnum_ELBO(max_plate_nesting=1)` or `NUTS(max_plate_nesting=1)`.
 
     The guide leaves the site alone: an empty function where nothing else is latent (the ELBO is then the log
     evidence, up to the quadrature), or for instance `AutoNormal(poutine.block(model, hide=["pose"]))`.  Sites and
@@ -90,28 +55,13 @@ class Marginalised(torch.nn.Module):
 
     def forward(self, *args: object, **kwargs: object) -> object:
         """Run the model; what it returns is returned."""
-        return self._run(QuadratureReparam(self.nodes), *args, **kwargs)
+        return self._run(_SumOut(self.site, self.nodes), *args, **kwargs)
 
-    def _run(self, reparam: QuadratureReparam, *args: object, **kwargs: object) -> object:
-        latent: list[str] = []
-
-        def strategy(msg: Message) -> Reparam | None:
-            name, fn, infer = str(msg["name"]), cast(Any, msg["fn"]), msg["infer"]
-            if not msg["is_observed"]:
-                latent.append(name)
-            if name != self.site or msg["is_observed"]:
-                return None
-            if not fn.has_enumerate_support:
-                return reparam
-            if isinstance(fn, FiniteWeights):  # compute_marginals makes the class anew from logits alone
-                msg["fn"] = Categorical(logits=fn.logits)
-            cast(dict, infer)["enumerate"] = "parallel"
-            return None
-
-        with poutine.reparam(config=strategy):
+    def _run(self, handler: "_SumOut", *args: object, **kwargs: object) -> object:
+        with handler:
             result = self.model(*args, **kwargs)
-        if self.site not in latent:
-            raise BadInput(f"site: the model has no latent site {self.site!r}; it has {latent or 'none'}")
+        if self.site not in handler.latent:
+            raise BadInput(f"site: the model has no latent site {self.site!r}; it has {handler.latent or 'none'}")
         return result
 
     @torch.no_grad()
@@ -136,14 +86,52 @@ class Marginalised(torch.nn.Module):
         Tensor `[N, Q]`
             Their probabilities; each row sums to one.
         """
-        reparam = QuadratureReparam(self.nodes)
+        handler = _SumOut(self.site, self.nodes)
         elbo = TraceEnum_ELBO(max_plate_nesting=max_plate_nesting)
-        marginals = elbo.compute_marginals(partial(self._run, reparam), guide or _empty, *args, **kwargs)
-        marginal = marginals[self.site if reparam.points is None else f"{self.site}_node"]
+        marginals = elbo.compute_marginals(partial(self._run, handler), guide or _empty, *args, **kwargs)
+        marginal = marginals[self.site if handler.points is None else f"{self.site}_node"]
         support = marginal.enumerate_support(expand=False)  # [Q, 1, ...]
-        nodes = support if reparam.points is None else reparam.points
+        nodes = support if handler.points is None else handler.points
         nodes = nodes.flatten() if nodes.numel() == len(nodes) else nodes.movedim(0, -1)
         return nodes, marginal.log_prob(support).exp().movedim(0, -1)
+
+
+class _SumOut(Messenger):
+    """Has a discrete site enumerated; replaces a continuous one by an enumerated choice among its quadrature nodes.
+
+    The continuous site `NAME` keeps its name and its value, now a function of `NAME_node`, and no longer adds to the
+    log density.  This is a reparameterisation, but `poutine.reparam` insists on the shape that a site is initialised
+    with, which NUTS does before it enumerates.
+    """
+
+    def __init__(self, site: str, count: int) -> None:
+        super().__init__()
+        self.site, self.count = site, count
+        self.latent: list[str] = []  # the sites that the model has
+        self.points: Tensor | None = None  # [Q] or [Q, *batch], the nodes of the last run
+
+    def _pyro_sample(self, msg: Message) -> None:
+        name, fn = str(msg["name"]), cast(Any, msg["fn"])
+        if msg["is_observed"] or type(fn).__name__ == "_Subsample":
+            return
+        self.latent.append(name)
+        if name != self.site:
+            return
+        if fn.has_enumerate_support:
+            if isinstance(fn, FiniteWeights):  # compute_marginals makes the class anew from logits alone
+                msg["fn"] = Categorical(logits=fn.logits)
+            cast(dict, msg["infer"])["enumerate"] = "parallel"
+            return
+        if not hasattr(fn, "nodes"):
+            raise BadInput(f"site {name!r}: got {type(fn).__name__}, which has neither nodes(count) nor finite support")
+        _refuse_values_for(name)
+        self.points, log_weights = _compact(fn).nodes(self.count)
+        choice = Categorical(logits=log_weights.movedim(0, -1))
+        index = pyro.sample(f"{name}_node", choice, infer={"enumerate": "parallel"})
+        value = _pick(self.points, index)
+        shape = torch.broadcast_shapes(value.shape, fn.batch_shape)
+        msg["fn"] = Delta(value).expand(shape).mask(False)
+        msg["value"], msg["is_observed"] = value, True
 
 
 def _empty(*args: object, **kwargs: object) -> None:

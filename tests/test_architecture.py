@@ -26,10 +26,10 @@ LAYERS = (
     ("evidence.base",),
     ("evidence.*",),
     ("evidence",),  # its __init__, which only re-exports
-    ("diagnostics",),
     ("datasets",),
     ("zoo",),
-    ("fitting",),
+    ("fitting", "profiles"),
+    ("diagnostics", "runs", "verdict"),
     ("selection",),
     ("plotting",),
     ("cli",),
