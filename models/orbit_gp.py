@@ -103,12 +103,16 @@ def hypotheses(data: Dataset, nodes: int = NODES, scale: float = 1.0) -> list[Hy
     if data.kind != "images":
         raise BadInput(f"data: {data.name!r} holds {data.kind}; orbit_gp takes images [N, H, W] or [N, H, W, C]")
     side, coarse = data.x.shape[-1], math.ceil(data.x.shape[-1] / 16)
-    polar, pool = Polar(min(16, max(8, side // 2)), nodes, normalise=True), max(1, coarse * NODES // nodes)
+    polar = Polar(min(16, max(8, side // 2)), nodes, normalise=True, window=0.75)
+    pool = max(1, coarse * NODES // nodes)
     pixels, reach, pixel = Pixels(pool, normalise=True), REACH * coarse // pool, 2 / math.ceil(side / pool)
     patches = partial(PatchKernel, Pixels(math.ceil(side / 32), normalise=True), PATCH)
-    angle = Extent("rotation", "rad", math.pi, whole=True, resolution=math.pi / nodes)
-    shifts = {axis: Extent(axis, "grid", (reach + 0.5) * pixel, False, pixel / 2) for axis in ("rows", "columns")}
-    place = Extent("location", "grid", 2.0, whole=True, resolution=0.05)
+    angle = Extent("rotation", "rad", upper=math.pi, reach=0.95 * math.pi, whole=True, resolution=math.pi / nodes)
+    shifts = {
+        axis: Extent(axis, "grid", upper=(reach + 0.5) * pixel, reach=reach * pixel, whole=False, resolution=pixel / 2)
+        for axis in ("rows", "columns")
+    }
+    place = Extent("location", "grid", upper=2.0, reach=1.9, whole=True, resolution=0.05)
     turns = {"C4", "SO2", "rotation"}
 
     def turned(name: str, order: int, contains: set[str], mirror: bool = False) -> Hypothesis:
@@ -194,7 +198,7 @@ def _hypothesis(
     words = priors.describe(scale) | {k: f"Uniform(0, {e.upper:.4g})" for k, e in extents.items()}
     if begin is None:  # nothing to range over: start from a short and from a long lengthscale
         begin = ({}, {"lengthscale": 1.2})
-    starts = tuple({"lengthscale": 0.4, "variance": 4.0, "noise": 0.3} | b for b in begin)
+    starts = tuple({"lengthscale": 0.4, "variance": 1.0, "noise": 0.3} | b for b in begin)
     if kernel is None:
         words, starts = {"noise": words["noise"]}, ({"noise": 0.5},)
     return Hypothesis(

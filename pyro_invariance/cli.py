@@ -1,6 +1,7 @@
 """Command line: `select`, `predict`, `profile`, `list`, `card`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,15 +70,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BadInput as error:
         print(f"pyro-invariance: {error}", file=sys.stderr)
         return 2
+    except selection.NothingFitted as error:
+        print(f"pyro-invariance: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("pyro-invariance: interrupted; the same command resumes", file=sys.stderr)
         return 130
 
 
 def _select(chosen: argparse.Namespace) -> int:
+    if chosen.seed < 0:
+        raise BadInput(f"seed: got {chosen.seed}; 0 or more")
     data = datasets.load(chosen.data, chosen.seed)
-    if chosen.jobs is not None and chosen.jobs < 1:
-        raise BadInput(f"jobs: got {chosen.jobs}; 1 or more")
     names = None if chosen.hypotheses is None else [n for n in chosen.hypotheses.split(",") if n]
     out = Path(chosen.out or f"runs/{data.name}-{chosen.model}-seed{chosen.seed}-{data.sha256[:8]}")
     result = selection.select(data, chosen.model, names, seed=chosen.seed, out=out, jobs=chosen.jobs)
@@ -102,11 +106,21 @@ def describe(result: selection.Selection) -> str:
     return "\n".join(lines)
 
 
+def _writable(path: str | Path, ending: str) -> Path:
+    """Check that a file of that ending can be written there, before any work."""
+    path = Path(path)
+    if path.suffix != ending:
+        raise BadInput(f"out: got {str(path)!r}; a name that ends in {ending}")
+    if not path.parent.is_dir() or path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise BadInput(f"out: {str(path)!r} cannot be written; name a file in a folder that exists")
+    return path
+
+
 def _predict(chosen: argparse.Namespace) -> int:
     run = selection.load(chosen.run)
     images = datasets.load_new(chosen.new, run.data)
     scores = run.predict(images, chosen.hypothesis).numpy()
-    out = Path(chosen.out or Path(chosen.run) / "predictions.npz")
+    out = _writable(chosen.out or Path(chosen.run) / "predictions.npz", ".npz")
     if run.data.classes is None:
         np.savez_compressed(out, value=scores)
     else:
@@ -116,6 +130,9 @@ def _predict(chosen: argparse.Namespace) -> int:
 
 
 def _profile(chosen: argparse.Namespace) -> int:
+    out = _writable(chosen.out, ".png")
+    if chosen.images < 2 or chosen.seed < 0:
+        raise BadInput(f"images, seed: got {chosen.images} and {chosen.seed}; 2 images or more, a seed of 0 or more")
     data = datasets.load(chosen.data, chosen.seed).subset(chosen.images, chosen.seed)
     candidates = [h for h in selection.choose(data, chosen.model, [chosen.hypothesis]) if h.extents]
     if not candidates:
@@ -124,8 +141,8 @@ def _profile(chosen: argparse.Namespace) -> int:
     for extent, value in zip(result.extent, result.log_density, strict=True):
         shown = f"{np.degrees(extent):8.1f} deg" if result.unit == "rad" else f"{extent:8.3f}"
         print(f"{shown}  {value:12.1f} nats")
-    plotting.profile(result).figure.savefig(chosen.out, dpi=120)
-    print(f"picture in {chosen.out}")
+    plotting.profile(result).figure.savefig(out, dpi=120)
+    print(f"picture in {out}")
     return 0
 
 

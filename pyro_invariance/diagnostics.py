@@ -50,7 +50,8 @@ def to_arviz(fit: Fit, attributes: dict[str, str] | None = None) -> az.Inference
     for part in (data.posterior, data.prior):
         for name in part.data_vars:
             extent = fit.extents.get(str(name))
-            part[name].attrs["units"] = UNITS[extent.unit] if extent else units.get(str(name), "degrees")
+            degrees = "degrees" if str(name).removesuffix("_degrees") in fit.extents else ""
+            part[name].attrs["units"] = UNITS[extent.unit] if extent else units.get(str(name), degrees)
     return data
 
 

@@ -19,6 +19,7 @@ from pyro_invariance.evidence.variational import draw, elbo, train
 from pyro_invariance.guides import LaplaceNormal
 from pyro_invariance.numerics import float64
 from pyro_invariance.processes import code_log_density
+from pyro_invariance.typing import BadInput
 from pyro_invariance.zoo import Extent, Hypothesis
 
 SCOUT = 300  # images on which the starts are compared first
@@ -117,6 +118,8 @@ def fit(hypothesis: Hypothesis, data: Dataset, seed: int = 0) -> Fit:
     begins = _scout(hypothesis, data, seed)
     args = hypothesis.prepare(data)
     log_joint = LogJoint(hypothesis.model, args)
+    if log_joint.size == 0:
+        raise BadInput(f"model: {hypothesis.label!r} has no latent site; its evidence is its likelihood")
     modes = []
     for values, spread in begins:
         guess = 0.01 * np.eye(log_joint.size)  # a tenth of a unit for the extents
@@ -130,10 +133,8 @@ def fit(hypothesis: Hypothesis, data: Dataset, seed: int = 0) -> Fit:
     upper = maximise(log_joint, mode, prior=False, inverse_hessian=covariance, max_iter=30).value
 
     guide = LaplaceNormal(hypothesis.model, mode, cholesky)
-    path = train(guide, hypothesis.model, args, steps=STEPS, particles=PARTICLES, seed=seed)
-    drawn = draw(guide, log_joint, count=DRAWS, seed=seed + 1)
-    tail = max(1, len(path) // 10)
-    drift = abs(float(np.mean(path[-tail:]) - np.mean(path[-2 * tail : -tail])))
+    path, before = train(guide, hypothesis.model, args, steps=STEPS, particles=PARTICLES, seed=seed)
+    drawn = draw(guide, before, log_joint, count=DRAWS, seed=seed + 1)
     posterior = _constrained(log_joint, guide.get_posterior().sample(torch.Size([POSTERIOR])).detach())
     ranges = {name: _range(posterior[name], extent) for name, extent in hypothesis.extents.items()}
     mean, density = _predict(hypothesis, args, [log_joint.unpack(z) for z in drawn.z[:PREDICTIVE]], data)
@@ -145,7 +146,7 @@ def fit(hypothesis: Hypothesis, data: Dataset, seed: int = 0) -> Fit:
         base=hypothesis.base,
         contains=_contains(hypothesis, ranges),
         claims=hypothesis.contains | hypothesis.saturated,
-        evidence=elbo(drawn, drift),
+        evidence=elbo(drawn),
         upper=max(upper, float(drawn.log_likelihood.max())),
         seed_spread=spread,
         other_optima=others,
@@ -170,7 +171,7 @@ def _constrained(log_joint: LogJoint, z: Tensor) -> dict[str, Tensor]:
 def _range(draws: Tensor, extent: Extent) -> Range:
     lower, upper = draws.quantile(torch.tensor([0.025, 0.975], dtype=draws.dtype)).tolist()
     mean, sd = float(draws.mean()), float(draws.std())
-    return Range(mean, sd, lower, upper, extent.unit, upper >= 0.95 * extent.upper, mean < extent.resolution)
+    return Range(mean, sd, lower, upper, extent.unit, upper >= extent.reach, mean < extent.resolution)
 
 
 def _contains(hypothesis: Hypothesis, ranges: dict[str, Range]) -> frozenset[str]:
@@ -218,11 +219,23 @@ def _compare(modes: list[Mode], best: Mode, log_joint: LogJoint, hypothesis: Hyp
 
 
 @torch.no_grad()
-def _prior_draws(log_joint: LogJoint, seed: int, count: int = POSTERIOR) -> dict[str, Tensor]:
+def _prior_draws(log_joint: LogJoint, seed: int) -> dict[str, Tensor]:
+    """Draws `[S]` of each site from the prior; site by site where no site depends on another one."""
     pyro.set_rng_seed(seed)
-    trace = poutine.trace(poutine.block(log_joint.model, hide_fn=lambda s: s["is_observed"]))
-    sites = trace.get_trace(*log_joint.args).nodes
-    return {name: sites[name]["fn"].sample(torch.Size([count])) for name in log_joint.transforms}
+    first, second = (_latent(log_joint) for _ in range(2))
+    same = all(
+        torch.equal(first[name]["fn"].log_prob(first[name]["value"]), second[name]["fn"].log_prob(first[name]["value"]))
+        for name in first
+    )
+    if same:
+        return {name: site["fn"].sample(torch.Size([POSTERIOR])) for name, site in first.items()}
+    runs = [_latent(log_joint) for _ in range(POSTERIOR // 5)]
+    return {name: torch.stack([run[name]["value"] for run in runs]) for name in first}
+
+
+def _latent(log_joint: LogJoint) -> dict[str, dict]:
+    trace = poutine.trace(log_joint.model).get_trace(*log_joint.args)
+    return {name: trace.nodes[name] for name in log_joint.transforms}
 
 
 @torch.no_grad()

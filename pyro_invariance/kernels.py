@@ -7,6 +7,7 @@ distance between two images whatever the representation.
 """
 
 import math
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -34,7 +35,8 @@ def _tangents(function: Callable[..., Tensor], arguments: tuple[Tensor, ...]) ->
     """Value and the derivative in each scalar argument, by forward-mode differentiation."""
     value, tangents = function(*arguments), []
     for i in range(len(arguments)):
-        with forward_ad.dual_level():
+        with forward_ad.dual_level(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, on its first use
             duals = [forward_ad.make_dual(a, torch.full_like(a, float(i == j))) for j, a in enumerate(arguments)]
             tangents.append(forward_ad.unpack_dual(function(*duals)).tangent)
     return value, tangents
@@ -71,9 +73,12 @@ class _WeightedExp(torch.autograd.Function):
 
 
 class OrbitKernel:
-    r"""RBF kernel of a function averaged over a spectral orbit, of unit scale: :math:`k(x, x) \le 1`.
+    r"""RBF kernel of a function averaged over a spectral orbit, of mean variance one over the images.
 
-    .. math:: \bar k(x, x') = \sum_s W_s(e) \exp\left(-|x - T_s x'|^2 / 2 l^2\right), \quad W = w \star w
+    .. math:: \bar k(x, x') = \frac1c \sum_s W_s(e) \exp\left(-|x - T_s x'|^2 / 2 l^2\right), \quad W = w \star w
+
+    with `c` the mean of the sum at `x = x'`: averaging over a wide range leaves little of the variance of the base
+    function, and without `c` the prior on the variance would mean another thing for every extent.
 
     Parameters
     ----------
@@ -95,6 +100,7 @@ class OrbitKernel:
         plain = table[int((orbit.half == orbit.identity).nonzero())]
         self.scale = float(plain.mean()) * n / max(n - 1, 1)  # mean over distinct pairs
         self.distances = table.div_(self.scale).flatten(1)
+        self.to_self = orbit.self_distances(self.x).div_(self.scale)
 
     @staticmethod
     def bytes(orbit: SpectralOrbit, n: int) -> int:
@@ -113,7 +119,11 @@ class OrbitKernel:
         else:
             rows = self._half_weights(*extents)[None]
         half = _WeightedExp.apply(differentiate, self.distances, rows, lengthscale, *extents).view(len(self.x), -1)
-        return half + half.T
+        return (half + half.T) / self._mean_variance(lengthscale, *extents)
+
+    def _mean_variance(self, lengthscale: Tensor, *extents: Tensor) -> Tensor:
+        views = torch.exp(-0.5 * self.to_self / lengthscale.square()).mean(1)
+        return self.orbit.lag_weights(*extents) @ views
 
     def cross(self, images: Images, draws: list[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
         """Kernel between new images and the conditioned ones for several `(lengthscale, *extents)`.
@@ -132,8 +142,9 @@ class OrbitKernel:
             to_old = self.orbit.squared_distances(block, self.x, lags).div_(self.scale).flatten(1)
             to_self = self.orbit.self_distances(block).div_(self.scale)
             for k, draw in enumerate(draws):
-                covariance[k, i : i + rows] = self._weighted(to_old, draw).view(len(block), -1)
-                variance[k, i : i + rows] = self._weighted(to_self, draw)
+                unit = self._mean_variance(*draw)
+                covariance[k, i : i + rows] = self._weighted(to_old, draw).view(len(block), -1) / unit
+                variance[k, i : i + rows] = self._weighted(to_self, draw) / unit
         return covariance, variance
 
     def _weighted(self, distances: Tensor, draw: tuple[Tensor, ...]) -> Tensor:
@@ -245,6 +256,11 @@ class PatchKernel:
 
     def cross(self, images: Images, draws: list[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
         """Kernel between new images and the conditioned ones; see `OrbitKernel.cross`."""
+        blocks = images.split(max(1, BLOCK // (8 * len(self.group_of) * self.x.shape[1])))
+        covariance = torch.cat([self._cross(block, draws) for block in blocks], 1)
+        return covariance, torch.ones(len(draws), len(images), dtype=covariance.dtype)
+
+    def _cross(self, images: Images, draws: list[tuple[Tensor, ...]]) -> Tensor:
         new = self._features(self.pixels(images))
         norms = self._group(new.square().sum(-1))
         distances = self._squared_distances(new, norms).div_(self.scale)
@@ -252,4 +268,4 @@ class PatchKernel:
             torch.exp(-0.5 * torch.tensordot(self.mode_weights(*where or (0.0,)), distances, 1) / lengthscale.square())
             for lengthscale, *where in draws
         ]
-        return torch.stack(covariance), torch.ones(len(draws), len(images))
+        return torch.stack(covariance)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def class_codes(classes: int) -> Tensor:
-    """Target vectors `[classes, classes - 1]`: rows sum to zero, columns are orthogonal with norm `sqrt(classes)`."""
+    """Target vectors `[classes, classes - 1]`: columns sum to zero and are orthogonal with norm `sqrt(classes)`."""
     helmert = torch.zeros(classes - 1, classes, dtype=torch.float64)
     for k in range(1, classes):
         helmert[k - 1, :k], helmert[k - 1, k] = -1.0, float(k)

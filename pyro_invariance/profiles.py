@@ -42,12 +42,18 @@ class Profile:
 
 @float64()
 def profile(hypothesis: Hypothesis, data: Dataset, points: int = 13) -> Profile:
-    """Walk the extent from narrow to wide on a grid, optimising everything else at each step."""
+    """Walk the extent from narrow to wide on a grid, optimising everything else at each step.
+
+    Raises
+    ------
+    BadInput
+        If the hypothesis has no learned range.
+    """
     if not hypothesis.extents:
         raise BadInput(f"hypothesis: {hypothesis.label!r} has no learned range to profile")
     first = next(iter(hypothesis.extents.values()))
     args = hypothesis.prepare(data)
-    shares = (torch.arange(points) + 1) / points
+    shares = (torch.arange(points) + 1) / points * (1 - 1e-6)  # the end itself has no prior density
     values, start = [], dict(hypothesis.starts[0])
     for share in tqdm(shares.tolist(), desc=hypothesis.label, disable=not sys.stderr.isatty()):
         held = {name: torch.tensor(share * e.upper) for name, e in hypothesis.extents.items()}

@@ -27,7 +27,7 @@ class Pixels:
     margin : int
         Zero pixels (after pooling) added on every side.
     normalise : bool
-        Divide each image by its norm, which shifts do not change.
+        Halve the differences between channels, then divide each image by its norm; shifts change neither.
     """
 
     pool: int = 1
@@ -38,7 +38,7 @@ class Pixels:
         """Pool and pad `[..., C, H, W]`."""
         flat = images.flatten(0, -4) if images.dim() > 3 else images[None]
         pooled = F.avg_pool2d(flat, self.pool, ceil_mode=True) if self.pool > 1 else flat
-        padded = F.pad(_unit(pooled) if self.normalise else pooled, [self.margin] * 4)
+        padded = F.pad(_unit(_half_colour(pooled)) if self.normalise else pooled, [self.margin] * 4)
         return padded.reshape(*images.shape[:-2], *padded.shape[-2:])
 
     def rotate(self, x: Tensor, angle: Tensor) -> Tensor:
@@ -84,12 +84,16 @@ class Polar:
         Radii `(i + 1/2) / rings` of the inscribed disk and angles `2 pi k / angles`, counter-clockwise from the
         right.
     normalise : bool
-        Subtract the mean over the disk from each channel and divide each image by its norm; turns change neither.
+        Halve the differences between channels, subtract the mean over the disk from each, then divide each image by
+        its norm; turns change none of these.
+    window : float
+        Rings are weighted by `1 - window r^2`: at the rim of the disk an image holds background and neighbours.
     """
 
     rings: int
     angles: int
     normalise: bool = False
+    window: float = 0.0
 
     def __call__(self, images: Images) -> Tensor:
         """Resample `[..., C, H, W]` bilinearly (`align_corners=False`, zeros outside)."""
@@ -102,8 +106,10 @@ class Polar:
         pixels_on_disk = math.pi / 4 * images.shape[-1] * images.shape[-2]
         area = radius / radius.sum() / self.angles  # sums to one over the disk
         if self.normalise:
+            sampled = _half_colour(sampled)
             sampled = sampled - (sampled * area[:, None]).sum((-2, -1), keepdim=True)
-        arrays = self._drop_nyquist(sampled * (area * pixels_on_disk).sqrt()[:, None])
+        weight = (area * pixels_on_disk).sqrt() * (1 - self.window * radius.square())
+        arrays = self._drop_nyquist(sampled * weight[:, None])
         arrays = _unit(arrays) if self.normalise else arrays
         return arrays.reshape(*images.shape[:-2], self.rings, self.angles)
 
@@ -128,3 +134,9 @@ def _unit(x: Tensor) -> Tensor:
     """Images `[..., C, *, *]` of norm one; one that is zero stays so."""
     norm = x.flatten(-3).norm(dim=-1)[..., None, None, None]
     return x / norm.clamp_min(torch.finfo(x.dtype).tiny ** 0.5)
+
+
+def _half_colour(x: Tensor) -> Tensor:
+    """Differences between channels `[..., C, *, *]` count half: they vary more between pictures than they tell."""
+    grey = x.mean(-3, keepdim=True)
+    return (x + grey) / 2

@@ -4,7 +4,6 @@ Tensors only are stored and loaded (`torch.load(weights_only=True)`), the rest i
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -42,8 +41,11 @@ class RunFolder:
             return
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise BadInput(f"out: {str(self.path)!r} exists and is no run folder; name an empty or a new one")
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_json(marker, self.identity)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_json(marker, self.identity)
+        except OSError as error:
+            raise BadInput(f"out: {str(self.path)!r} cannot be written ({error.strerror}); name another folder") from None
 
     def save(self, fit: Fit) -> None:
         """Store a finished hypothesis; tensors first, the JSON that marks it finished last."""
@@ -52,9 +54,7 @@ class RunFolder:
         plain["contains"], plain["claims"] = sorted(fit.contains), sorted(fit.claims)
         folder = self.path / "fits"
         folder.mkdir(exist_ok=True)
-        part = folder / f"{fit.label}.pt.part"
-        torch.save(tensors, part)
-        os.replace(part, folder / f"{fit.label}.pt")
+        write_tensors(folder / f"{fit.label}.pt", tensors)
         write_json(folder / f"{fit.label}.json", plain)
 
     def load(self, label: str) -> Fit | None:
@@ -63,16 +63,29 @@ class RunFolder:
         if not (folder / f"{label}.json").is_file():
             return None
         plain = read_json(folder / f"{label}.json")
-        tensors = torch.load(folder / f"{label}.pt", weights_only=True)
-        plain["evidence"] = Evidence(**plain["evidence"])
-        plain["extents"] = {k: Range(**v) for k, v in plain["extents"].items()}
-        plain["contains"], plain["claims"] = frozenset(plain["contains"]), frozenset(plain["claims"])
-        return Fit(**plain, **tensors)
+        tensors = read_tensors(folder / f"{label}.pt")
+        try:
+            plain["evidence"] = Evidence(**plain["evidence"])
+            plain["extents"] = {k: Range(**v) for k, v in plain["extents"].items()}
+            plain["contains"], plain["claims"] = frozenset(plain["contains"]), frozenset(plain["claims"])
+            return Fit(**plain, **tensors)
+        except (KeyError, TypeError, AttributeError):
+            raise BadInput(f"run: {str(folder / label)!r} is damaged; remove its files to fit it again") from None
 
 
-def digest(*parts: object) -> str:
-    """Short digest of anything that has a stable `repr`."""
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+def write_tensors(path: Path, tensors: dict) -> None:
+    """Write tensors so that a reader never sees half of them."""
+    part = path.with_suffix(path.suffix + ".part")
+    torch.save(tensors, part)
+    os.replace(part, path)
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """Read tensors, and nothing but tensors; or say which file is broken."""
+    try:
+        return torch.load(path, weights_only=True)
+    except Exception as error:  # noqa: BLE001 - torch raises many kinds for a damaged file
+        raise BadInput(f"run: {str(path)!r} cannot be read ({type(error).__name__})") from None
 
 
 def write_json(path: Path, content: object) -> None:
@@ -86,5 +99,5 @@ def read_json(path: Path) -> Any:
     """Read JSON, or say which file is broken."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise BadInput(f"run: {str(path)!r} cannot be read ({error})") from None

@@ -1,5 +1,7 @@
 """Select among symmetry hypotheses by evidence: fit each, rank, judge, keep everything in a run folder."""
 
+import hashlib
+import inspect
 import math
 import os
 import platform
@@ -7,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,22 @@ from pyro_invariance.diagnostics import expected_calibration_error, to_arviz
 from pyro_invariance.fitting import Fit, fit
 from pyro_invariance.numerics import float64
 from pyro_invariance.processes import code_log_density
-from pyro_invariance.runs import RunFolder, read_json, write_json
+from pyro_invariance.runs import RunFolder, read_json, read_tensors, write_json, write_tensors
 from pyro_invariance.typing import BadInput
 from pyro_invariance.verdict import Verdict, best, verdicts
 from pyro_invariance.zoo import Hypothesis
 
 VERSION = "0.1.0"
+FITTED = (  # keys of a hypothesis in `selection.json` that are null unless it was fitted
+    *("representation", "method", "log_evidence", "bound", "std_error", "upper", "seed_spread", "drift", "khat"),
+    *("looseness", "contains", "own_trivial_lift", "extent", "other_optima", "probability", "test", "paired_vs_best"),
+    *("cpu_seconds", "wall_seconds"),
+)
+
+
+class NothingFitted(RuntimeError):
+    """Every hypothesis of a run failed; the message says why each did."""
+
 
 
 @dataclass(frozen=True)
@@ -83,7 +95,7 @@ class Selection:
 
     def test_scores(self, f: Fit) -> dict[str, float]:
         """Scores on the test data by the model whose evidence is ranked; log densities are nats per datum."""
-        if len(self.data.y_test) == 0:
+        if len(f.test_log_density) == 0:
             return {}
         scores = {"log_density": float(self._test_log_density(f).mean())}
         if self.data.classes is None:
@@ -124,6 +136,8 @@ class Selection:
         hypothesis = next(h for h in self.hypotheses if h.label == chosen.label)
         if hypothesis.predict is None:
             raise BadInput(f"hypothesis: {chosen.label!r} offers no predictions")
+        if images.shape[1:] != self.data.x.shape[1:]:
+            raise BadInput(f"images: got shape {tuple(images.shape)}; the run was on [M, {str(list(self.data.x.shape[1:]))[1:]}")
         sites = [{k: v[i] for k, v in chosen.draws.items()} for i in range(draws)]
         mean, variance = hypothesis.predict(hypothesis.prepare(self.data), sites, images.to(torch.float64))
         codes = self.data.codes
@@ -135,17 +149,19 @@ class Selection:
         """Everything in plain values, by the schema of `selection.json`."""
         fits = {f.label: f for f in self.fits}
         first, second = best(list(self.fits))
-        paired = self._test_log_density(first) if len(self.data.y_test) else None
+        paired = self._test_log_density(first) if len(first.test_log_density) else None
         rows = []
         for h in self.hypotheses:
             head = {"name": h.name, "label": h.label, "kind": h.kind, "base": h.base, "priors": dict(h.priors)}
             f = fits.get(h.label)
             if f is None:
                 reason = self.failed[h.label]
-                rows.append({**head, "status": "refused" if reason.startswith("refused") else "failed", "reason": reason})
+                status = "refused" if reason.startswith("refused") else "failed"
+                rows.append({**dict.fromkeys(FITTED), **head, "status": status, "reason": reason})
                 continue
             trivial = next((t for t in self.fits if t.kind == "none" and t.base == f.base), None)
-            difference = None if paired is None else self._test_log_density(f) - paired
+            judged = paired is not None and len(paired) > 1 and len(f.test_log_density) > 0
+            difference = self._test_log_density(f) - paired if judged else None
             e = f.evidence
             rows.append(
                 {
@@ -278,6 +294,12 @@ def select(
     BadInput
         With the argument, what was got and what is accepted.
     """
+    if seed < 0:
+        raise BadInput(f"seed: got {seed}; 0 or more")
+    if jobs is not None and jobs < 1:
+        raise BadInput(f"jobs: got {jobs}; 1 or more")
+    if not isinstance(data, Dataset | str | Path):
+        raise BadInput(f"data: got {type(data).__name__}; a name, a path or what from_arrays(...) returns")
     full = data if isinstance(data, Dataset) else datasets.load(data, seed)
     own = [h for h in hypotheses or () if isinstance(h, Hypothesis)]
     if own and len(own) != len(hypotheses or ()):
@@ -288,13 +310,14 @@ def select(
         raise BadInput(f"hypotheses: names must differ within a base, got {labels}")
     subset = full.subset(datasets.LIMIT, seed)
     entry = "custom" if own else model
-    folder = None if out is None else RunFolder(out, _identity(subset, entry, seed))
+    folder = None if out is None else RunFolder(out, _identity(subset, entry, seed, own))
     if folder is not None:
         folder.open()
-        _store_data(folder.path, subset)
+        write_tensors(folder.path / "data.pt", {"x": subset.x, "y": subset.y})
+        write_json(folder.path / "data.json", {k: v for k, v in vars(subset).items() if not torch.is_tensor(v)})
     done, failed = _fit_all(chosen, subset, seed, folder, jobs)
     if not done:
-        raise RuntimeError("every hypothesis failed: " + "; ".join(f"{k}: {v}" for k, v in failed.items()))
+        raise NothingFitted("every hypothesis failed: " + "; ".join(f"{k}: {v}" for k, v in failed.items()))
     fits = tuple(sorted(done, key=lambda f: -f.evidence.value))
     selection = Selection(subset, tuple(chosen), fits, failed, entry, seed)
     if folder is not None:
@@ -303,9 +326,23 @@ def select(
     return selection
 
 
-def _identity(data: Dataset, entry: str, seed: int) -> dict[str, Any]:
+def _identity(data: Dataset, entry: str, seed: int, own: list[Hypothesis]) -> dict[str, Any]:
     size = [len(data.y), *data.x.shape[1:]]
-    return {"version": VERSION, "entry": entry, "data": data.sha256, "evidence images": size, "seed": seed}
+    identity = {"version": VERSION, "entry": entry, "data": data.sha256, "evidence images": size, "seed": seed}
+    return identity | {"hypotheses": {h.label: _fingerprint(h) for h in own}}
+
+
+def _fingerprint(hypothesis: Hypothesis) -> str:
+    """Digest of what a hypothesis of the user's own says and of its model's source."""
+    model, bound = hypothesis.model, ""
+    while isinstance(model, partial):
+        model, bound = model.func, bound + repr((model.args, model.keywords))
+    try:
+        source = inspect.getsource(model if inspect.isroutine(model) else type(model))
+    except (OSError, TypeError):  # typed at a prompt
+        source = getattr(model, "__qualname__", type(model).__qualname__)
+    said = (source, bound, hypothesis.starts, sorted(hypothesis.priors.items()), sorted(hypothesis.extents.items()))
+    return hashlib.sha256(repr(said).encode()).hexdigest()[:16]
 
 
 def _fit_all(
@@ -357,26 +394,22 @@ def _available_memory() -> float:
         return math.inf
 
 
-def _store_data(path: Path, data: Dataset) -> None:
-    tensors = {"x": data.x, "y": data.y}
-    torch.save(tensors, path / "data.pt.part")
-    os.replace(path / "data.pt.part", path / "data.pt")
-    plain = {k: v for k, v in vars(data).items() if not torch.is_tensor(v)}
-    write_json(path / "data.json", plain)
-
-
 def load(run: str | Path) -> Selection:
     """Read a finished run from its folder (test data are not stored, their scores are in `selection.json`)."""
     path = Path(run)
     if not (path / "selection.json").is_file():
         raise BadInput(f"run: {str(run)!r} holds no selection.json; name the folder of a finished run")
     content = read_json(path / "selection.json")
-    if content["entry"] == "custom":
-        raise BadInput(f"run: {str(run)!r} used hypotheses of its own, which a folder cannot restore; use the object")
     try:
-        tensors = torch.load(path / "data.pt", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - torch raises many kinds for a damaged file
-        raise BadInput(f"run: {str(path / 'data.pt')!r} cannot be read ({type(error).__name__})") from None
+        return _restore(path, content)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"run: {str(run)!r} is damaged ({type(error).__name__}: {error})") from None
+
+
+def _restore(path: Path, content: dict[str, Any]) -> Selection:
+    if content["entry"] == "custom":
+        raise BadInput(f"run: {str(path)!r} used hypotheses of its own, which a folder cannot restore; use the object")
+    tensors = read_tensors(path / "data.pt")
     x, y = tensors["x"], tensors["y"]
     data = Dataset(x=x, y=y, x_test=x[:0], y_test=y[:0], **read_json(path / "data.json"))
     hypotheses = {h.label: h for h in zoo.load(content["entry"]).hypotheses(data)}

@@ -59,8 +59,14 @@ def best(fits: list[Fit]) -> tuple[Fit, Fit | None]:
     """The hypothesis of largest evidence, and the runner-up that is not the same model at the end of its range."""
     ranked = sorted(fits, key=lambda f: -f.evidence.value)
     first = ranked[0]
-    others = [f for f in ranked[1:] if f.base != first.base or f.contains != first.contains]
+    others = [f for f in ranked[1:] if not _same(first, f)]
     return first, others[0] if others else None
+
+
+def _same(f: Fit, g: Fit) -> bool:
+    """Whether one is the other at an end of its range."""
+    a_range = bool(f.extents or g.extents) and bool(f.claims or g.claims)
+    return a_range and f.base == g.base and f.contains == g.contains
 
 
 def _margin(*fits: Fit) -> float:
@@ -85,7 +91,10 @@ def _contrast(symmetry: str, fits: list[Fit], null: Fit | None) -> Verdict:
             return say("undecided", f"no hypothesis of the {base} base without it was fitted")
         without = max(lacking, key=lambda f: f.evidence.value)
         if not having:
-            return say("undecided", "its learned range went to zero: it is its own trivial")
+            gone = [f.label for f in inside if symmetry in f.claims and f.extents]
+            end = f"{gone[0]} did not reach it" if gone else f"no hypothesis of the {base} base has it"
+            zero = gone and all(r.zero for r in next(f for f in inside if f.label == gone[0]).extents.values())
+            return say("undecided", "the learned range went to zero: it is its own trivial" if zero else end)
         with_it = max(having, key=lambda f: f.evidence.value)
         gap = with_it.evidence.value - without.evidence.value
         margin = _margin(with_it, without)

@@ -30,6 +30,8 @@ class Extent:
         `rad`, `grid` (the image is [-1, 1]) or `log`.
     upper : float
         Largest value that the prior allows.
+    reach : float
+        From here on the range cannot be told from a wider one: it is reported as "at least".
     whole : bool
         Whether `upper` is the whole group (a full turn) rather than the end of what was looked at.
     resolution : float
@@ -39,6 +41,7 @@ class Extent:
     generator: str
     unit: Literal["rad", "grid", "log"]
     upper: float
+    reach: float
     whole: bool
     resolution: float
 

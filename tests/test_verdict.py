@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 
-from pyro_invariance import verdict
+from pyro_invariance import fitting, verdict
 from pyro_invariance.evidence.base import Evidence
-from pyro_invariance.fitting import Fit
+from pyro_invariance.fitting import Fit, Range
 from pyro_invariance.verdict import FLOOR, Verdict, best, verdicts
+from pyro_invariance.zoo import Extent, Hypothesis
 
 TURNS = {"C4", "SO2", "rotation"}
 CLAIMS = {
@@ -232,6 +233,66 @@ def test_undecided_without_a_model_that_lacks_it():
     found = judge("C4", NULL, made("C4", 50.0), made("SO2", 30.0), made("trivial", 0.0, base="pixels"))
     assert (found.verdict, found.gap, found.margin) == ("undecided", None, None)
     assert "no hypothesis of the polar base without it" in found.reason
+
+
+WHOLE = Extent("rotation", "rad", upper=3.0, reach=2.8, whole=True, resolution=0.05)
+
+
+def ranged(**extents: Extent) -> Hypothesis:
+    return Hypothesis(
+        name="rotation",
+        kind="augmentation",
+        base="polar",
+        model=print,
+        prepare=lambda data: (),
+        starts=({},),
+        contains=frozenset({"rotation"}),
+        saturated=frozenset(TURNS),
+        extents=extents,
+    )
+
+
+def posterior(low: float, high: float) -> torch.Tensor:
+    return torch.linspace(low, high, 1001)
+
+
+def test_range_is_read_off_its_posterior():
+    found = fitting._range(posterior(1.0, 2.0), WHOLE)
+    assert (found.mean, found.lower, found.upper, found.unit) == pytest.approx((1.5, 1.025, 1.975, "rad"))
+    assert found.sd == pytest.approx(12**-0.5, rel=1e-2)
+    assert (found.saturated, found.zero) == (False, False)
+    assert fitting._range(posterior(2.0, 2.9), WHOLE).saturated  # 97.5 % of it lies at 2.8775, within reach of the end
+    assert not fitting._range(posterior(2.0, 2.8), WHOLE).saturated
+    assert fitting._range(posterior(0.0, 0.09), WHOLE).zero
+    assert not fitting._range(posterior(0.0, 0.11), WHOLE).zero
+
+
+@pytest.mark.parametrize(
+    ("whole", "draws", "held"),
+    [
+        (True, (0.0, 0.01), set()),
+        (True, (1.0, 2.0), {"rotation"}),
+        (True, (2.0, 3.0), TURNS),
+        (False, (2.0, 3.0), {"rotation"}),  # the end of what was looked at is no group
+    ],
+)
+def test_range_holds_what_it_has_become(whole, draws, held):
+    extent = Extent("rotation", "rad", upper=3.0, reach=2.8, whole=whole, resolution=0.05)
+    hypothesis = ranged(rotation=extent)
+    ranges: dict[str, Range] = {"rotation": fitting._range(posterior(*draws), extent)}
+    assert fitting._contains(hypothesis, ranges) == held
+
+
+def test_two_ranges_are_gone_or_whole_together():
+    hypothesis = ranged(a=WHOLE, b=WHOLE)
+    gone, half, full = (fitting._range(posterior(*d), WHOLE) for d in ((0.0, 0.01), (1.0, 2.0), (2.0, 3.0)))
+    for a, b, held in (
+        (gone, gone, set()),
+        (gone, half, {"rotation"}),
+        (full, half, {"rotation"}),
+        (full, full, TURNS),
+    ):
+        assert fitting._contains(hypothesis, {"a": a, "b": b}) == held
 
 
 def test_range_that_went_to_zero_is_its_trivial():

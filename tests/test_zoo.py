@@ -257,7 +257,7 @@ def test_extents_are_sites_with_units(hypotheses, data):
         for name, extent in h.extents.items():
             assert isinstance(extent, Extent)
             assert extent.unit in UNITS
-            assert 0 < extent.resolution < extent.upper
+            assert 0 < extent.resolution < extent.reach <= extent.upper
             assert extent.generator
             support = sites[name]["fn"].support
             assert (float(support.lower_bound), float(support.upper_bound)) == (0.0, pytest.approx(extent.upper))

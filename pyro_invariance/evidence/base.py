@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import biject_to
 
@@ -77,7 +78,7 @@ class LogJoint:
     shapes: dict = field(init=False)
 
     def __post_init__(self) -> None:
-        trace = poutine.trace(self.model).get_trace(*self.args)
+        trace = prune_subsample_sites(poutine.trace(self.model).get_trace(*self.args))
         self.transforms, self.shapes = {}, {}
         for name in trace.stochastic_nodes:
             site = trace.nodes[name]
@@ -114,6 +115,7 @@ class LogJoint:
         """Log prior density of `z` (Jacobian included) and log likelihood, nats."""
         values = self.unpack(z)
         trace = poutine.trace(poutine.condition(self.model, data=values)).get_trace(*self.args)
+        trace = prune_subsample_sites(trace)
         trace.compute_log_prob()
         prior, likelihood = torch.zeros(()), torch.zeros(())
         for name, site in trace.nodes.items():
