@@ -68,7 +68,10 @@ def main() -> int:
                 print(f"{name:24} skipped: {reason}")
                 break
             rows.append(row)
-            judged = " ".join(f"{s}:{v[0][:3]}({v[1]:+.0f})" if v[1] is not None else f"{s}:{v[0][:3]}" for s, v in row["verdicts"].items())
+            judged = " ".join(
+                f"{s}:{v[0][:3]}({v[1]:+.0f})" if v[1] is not None else f"{s}:{v[0][:3]}"
+                for s, v in row["verdicts"].items()
+            )
             accuracy = row["scores"].get("accuracy", float("nan"))
             print(
                 f"{name:24} seed {seed} {row['wall_seconds']:6.1f} s wall {row['cpu_seconds']:6.1f} s cpu  "

@@ -153,7 +153,12 @@ CASES = {
     "upright": Case(
         lambda seed: mnist("upright", seed),
         expect(
-            ("rotation", "translation"), ("mirror", "C4", "SO2"), accuracy=0.94, rotation=(10, 60), rows=(1, 6), columns=(1, 6)
+            ("rotation", "translation"),
+            ("mirror", "C4", "SO2"),
+            accuracy=0.94,
+            rotation=(10, 60),
+            rows=(1, 6),
+            columns=(1, 6),
         ),
     ),
     "quarter turns": Case(lambda seed: mnist("quarter turns", seed), expect(("C4",), ("mirror",))),

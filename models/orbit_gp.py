@@ -83,7 +83,9 @@ def model(kernel: Kernel | None, targets: Tensor, extents: dict[str, float], sca
 
 
 @torch.no_grad()
-def predict(args: tuple, draws: list[dict[str, Tensor]], images: Tensor, *, ranges: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+def predict(
+    args: tuple, draws: list[dict[str, Tensor]], images: Tensor, *, ranges: tuple[str, ...]
+) -> tuple[Tensor, Tensor]:
     """Predictive mean `[D, M, O]` and variance `[D, M]` (noise included) at new images for draws of the sites."""
     kernel, targets = args
     if kernel is None:
@@ -109,7 +111,7 @@ def hypotheses(data: Dataset, nodes: int = NODES, scale: float = 1.0) -> list[Hy
     patches = partial(PatchKernel, Pixels(math.ceil(side / 32), normalise=True), PATCH)
     angle = Extent("rotation", "rad", upper=math.pi, reach=0.95 * math.pi, whole=True, resolution=math.pi / nodes)
     shifts = {
-        axis: Extent(axis, "grid", upper=(reach + 0.5) * pixel, reach=reach * pixel, whole=False, resolution=pixel / 2)
+        axis: Extent(axis, "grid", upper=reach * pixel, reach=0.95 * reach * pixel, whole=False, resolution=pixel / 2)
         for axis in ("rows", "columns")
     }
     place = Extent("location", "grid", upper=2.0, reach=1.9, whole=True, resolution=0.05)
@@ -146,7 +148,7 @@ def hypotheses(data: Dataset, nodes: int = NODES, scale: float = 1.0) -> list[Hy
             _on(Shifts(pixels, reach, partial(_along, pixel))),
             scale,
             extents=shifts,
-            begin=tuple({axis: share * reach * pixel for axis in shifts} for share in (0.3, 0.8)),
+            begin=tuple(dict.fromkeys(shifts, share * reach * pixel) for share in (0.3, 0.8)),
             contains={"translation"},
         ),
         _hypothesis("trivial", "none", "patches", patches, scale),

@@ -11,12 +11,12 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
+import numpy as np
+import torch
 
-from pyro_invariance import datasets, plotting, selection, zoo  # noqa: E402
-from pyro_invariance.profiles import profile  # noqa: E402
-from pyro_invariance.typing import BadInput  # noqa: E402
+from pyro_invariance import datasets, plotting, selection, zoo
+from pyro_invariance.profiles import profile
+from pyro_invariance.typing import BadInput
 
 
 class _Parser(argparse.ArgumentParser):
@@ -94,7 +94,9 @@ def _select(chosen: argparse.Namespace) -> int:
 def describe(result: selection.Selection) -> str:
     """The outcome for a terminal: the table, the verdicts in words, the best model."""
     data, best = result.data, result.best
-    drawn = f", a class-balanced subset of {data.total} drawn with seed {result.seed}" if data.total > len(data.y) else ""
+    drawn = (
+        f", a class-balanced subset of {data.total} drawn with seed {result.seed}" if data.total > len(data.y) else ""
+    )
     lines = [f"{data.name}: evidence on {len(data.y)} images{drawn}; {data.coding}", ""]
     table = result.table.round(3).drop(columns=["cpu_seconds"])
     lines += [table.to_string(float_format=lambda v: f"{v:.3f}" if abs(v) < 10 else f"{v:.1f}"), ""]

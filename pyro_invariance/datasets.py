@@ -170,7 +170,7 @@ def _read(path: Path, *accepted: tuple[str, ...], optional: tuple[str, ...] = ()
         raise
     except ValueError:  # numpy's word for a pickle
         raise BadInput(f"data: {str(path)!r} holds object arrays or is no .npz; pickles are never loaded") from None
-    except Exception as error:  # noqa: BLE001 - a damaged or hostile file can raise anything
+    except Exception as error:
         raise BadInput(f"data: {str(path)!r} is not an .npz archive of arrays ({type(error).__name__})") from None
 
 
@@ -208,7 +208,9 @@ def from_arrays(
     y_test = y_train[:0] if y_test is None else _array("y_test", y_test)
     for what, test, train in (("x_test", x_test, x_train), ("y_test", y_test, y_train)):
         if (test.dtype.kind == "f") != (train.dtype.kind == "f") or (what == "x_test" and test.dtype != train.dtype):
-            raise BadInput(f"{what}: got dtype {test.dtype}; that of the training data is {train.dtype}, and so is its scale")
+            raise BadInput(
+                f"{what}: got dtype {test.dtype}; that of the training data is {train.dtype}, and so is its scale"
+            )
     digest = hashlib.sha256()
     for array in (x_train, y_train, x_test, y_test):
         digest.update(str((array.shape, array.dtype.str)).encode())
@@ -245,7 +247,9 @@ def _inputs(name: str, x: np.ndarray) -> np.ndarray:
         x = x / np.iinfo(x.dtype).max
     x = x.astype(np.float64)
     if not np.isfinite(x).all():
-        raise BadInput(f"{name}: got {int((~np.isfinite(x)).sum())} values that are NaN or infinite; finite ones are accepted")
+        raise BadInput(
+            f"{name}: got {int((~np.isfinite(x)).sum())} values that are NaN or infinite; finite ones are accepted"
+        )
     return x
 
 

@@ -239,7 +239,9 @@ def _latent(log_joint: LogJoint) -> dict[str, dict]:
 
 
 @torch.no_grad()
-def _predict(hypothesis: Hypothesis, args: tuple, sites: list[dict[str, Tensor]], data: Dataset) -> tuple[Tensor, Tensor]:
+def _predict(
+    hypothesis: Hypothesis, args: tuple, sites: list[dict[str, Tensor]], data: Dataset
+) -> tuple[Tensor, Tensor]:
     """Predictive mean `[M, O]` and log density of the codes, a mixture over draws of the hyperparameters."""
     codes = data.codes if data.codes is not None else data.encode(data.y_test)
     if hypothesis.predict is None or len(data.y_test) == 0:

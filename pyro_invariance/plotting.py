@@ -5,6 +5,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from pyro_invariance.profiles import Profile
 from pyro_invariance.selection import Selection, describe_extents
@@ -17,37 +18,49 @@ def _axes(axes: Axes | None, height: float = 4.0) -> Axes:
 
 
 def evidence(selection: Selection, axes: Axes | None = None) -> Axes:
-    """Evidence of every hypothesis above the noise-only model, lower bound to type-II upper side, by base."""
-    fits = selection.fits[::-1]
-    ground = next((f.evidence.value for f in fits if f.kind == "null"), fits[0].evidence.value)
-    axes = _axes(axes, 1.2 + 0.32 * len(fits))
+    """Evidence of every hypothesis: a dot for the lower bound, a line to the type-II upper side, by base."""
+    fits = [f for f in selection.fits[::-1] if f.kind != "null"] or list(selection.fits)
+    axes = _axes(axes, 1.4 + 0.32 * len(fits))
     for row, f in enumerate(fits):
-        axes.barh(row, f.evidence.value - ground, color=COLOURS.get(f.base, "C4"), height=0.7)
-        axes.plot([f.evidence.value - ground, f.upper - ground], [row, row], color="black", lw=1)
-        axes.annotate(describe_extents(f), (0, row), (4, 0), textcoords="offset points", va="center", fontsize=7, color="white")
+        colour = COLOURS.get(f.base, "C4")
+        axes.plot([f.evidence.value, f.upper], [row, row], color=colour, lw=2)
+        axes.plot(f.evidence.value, row, marker="o", color=colour)
+        axes.annotate(
+            describe_extents(f), (f.evidence.value, row), (-8, 0), textcoords="offset points", va="center", ha="right", size=8
+        )
+    low, high = min(f.evidence.value for f in fits), max(f.upper for f in fits)
+    axes.set_xlim(low - 0.35 * (high - low) - 1, high + 0.05 * (high - low) + 1)
     axes.set_yticks(range(len(fits)), [f.label for f in fits])
-    axes.set_xlabel("log evidence above noise only (nats)")
+    axes.grid(axis="x", alpha=0.3)
+    null = next((f for f in selection.fits if f.kind == "null"), None)
+    ground = f"; noise alone: {null.evidence.value:.0f}" if null else ""
+    axes.set_xlabel(f"log evidence, nats (dot: lower bound, line: to the upper side{ground})")
     axes.set_title(f"{selection.data.name}: which symmetry?")
-    bases = dict.fromkeys(f.base for f in selection.fits if f.kind != "null")
-    axes.legend([plt.Rectangle((0, 0), 1, 1, color=COLOURS.get(b, "C4")) for b in bases], bases, title="base", loc="lower right")
+    bases = dict.fromkeys(f.base for f in fits)
+    marks = [Line2D([], [], color=COLOURS.get(b, "C4"), marker="o") for b in bases]
+    axes.legend(marks, list(bases), title="base", loc="lower right")
     return axes
 
 
 def symmetries(selection: Selection, axes: Axes | None = None) -> Axes:
-    """Gap of every symmetry within its base, with the margin that it had to exceed, on a symmetric log scale."""
-    judged = [v for v in selection.verdicts.values() if v.gap is not None]
+    """Gap of every symmetry within its base on a symmetric log scale, and the margin that it had to exceed."""
+    judged = [(v, v.gap, v.margin or 0.0) for v in selection.verdicts.values() if v.gap is not None]
     axes = _axes(axes, 1.4 + 0.4 * len(judged))
     colours = {"supported": "C2", "refused": "C3", "undecided": "0.6"}
-    for row, v in enumerate(judged):
-        axes.barh(row, v.gap, color=colours[v.verdict], height=0.6)
-        note = v.verdict + (f" (better explained by {v.explained_by})" if v.explained_by else "")
-        axes.annotate(f" {note} {v.gap:+.0f} ", (0, row), ha="right" if v.gap > 0 else "left", va="center", fontsize=8)
-        axes.plot([-v.margin, v.margin], [row, row], color="black", lw=2)
+    for row, (v, gap, margin) in enumerate(judged):
+        axes.barh(row, gap, color=colours[v.verdict], height=0.6)
+        axes.barh(row, 2 * margin, left=-margin, color="black", alpha=0.15, height=0.8)
+        note = v.verdict + (f" ({v.explained_by} explains more)" if v.explained_by else "")
+        side = -1 if gap > 0 else 1
+        place = {"ha": "right" if gap > 0 else "left", "va": "center", "size": 9}
+        axes.annotate(f"{note} {gap:+.0f}", (side * margin, row), (4 * side, 0), textcoords="offset points", **place)
     axes.axvline(0, color="black", lw=0.8)
     axes.set_xscale("symlog", linthresh=10)
-    axes.set_yticks(range(len(judged)), [v.symmetry for v in judged])
-    axes.set_xlabel("best with it minus best without it (nats); black: margin needed")
-    axes.set_title("Which symmetries do the data have?")
+    widest = max([100.0, *(abs(gap) for _, gap, _ in judged)])
+    axes.set_xlim(-2 * widest, 2 * widest)
+    axes.set_yticks(range(len(judged)), [v.symmetry for v, _, _ in judged])
+    axes.set_xlabel("best evidence with it minus best without it (nats); grey: margin that it had to exceed")
+    axes.set_title(f"{selection.data.name}: which symmetries do the labels have?")
     return axes
 
 

@@ -62,7 +62,11 @@ class _LogEvidence(torch.autograd.Function):
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         gram, variance, cholesky, solved = ctx.saved_tensors
         by_covariance = torch.addmm(
-            torch.cholesky_inverse(cholesky), solved, solved.T, beta=-0.5 * float(grad) * solved.shape[1], alpha=0.5 * float(grad)
+            torch.cholesky_inverse(cholesky),
+            solved,
+            solved.T,
+            beta=-0.5 * float(grad) * solved.shape[1],
+            alpha=0.5 * float(grad),
         )
         by_variance = torch.dot(by_covariance.flatten(), gram.flatten())
         by_noise = by_covariance.diagonal().sum()

@@ -37,7 +37,9 @@ class RunFolder:
             found = read_json(marker)
             if found != self.identity:
                 differs = sorted(k for k in self.identity if found.get(k) != self.identity[k])
-                raise BadInput(f"out: {str(self.path)!r} holds another run (differs in {', '.join(differs)}); name another folder")
+                raise BadInput(
+                    f"out: {str(self.path)!r} holds another run (differs in {', '.join(differs)}); name another folder"
+                )
             return
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise BadInput(f"out: {str(self.path)!r} exists and is no run folder; name an empty or a new one")
@@ -45,7 +47,9 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(marker, self.identity)
         except OSError as error:
-            raise BadInput(f"out: {str(self.path)!r} cannot be written ({error.strerror}); name another folder") from None
+            raise BadInput(
+                f"out: {str(self.path)!r} cannot be written ({error.strerror}); name another folder"
+            ) from None
 
     def save(self, fit: Fit) -> None:
         """Store a finished hypothesis; tensors first, the JSON that marks it finished last."""
@@ -84,7 +88,7 @@ def read_tensors(path: Path) -> dict[str, Any]:
     """Read tensors, and nothing but tensors; or say which file is broken."""
     try:
         return torch.load(path, weights_only=True)
-    except Exception as error:  # noqa: BLE001 - torch raises many kinds for a damaged file
+    except Exception as error:
         raise BadInput(f"run: {str(path)!r} cannot be read ({type(error).__name__})") from None
 
 

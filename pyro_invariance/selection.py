@@ -45,7 +45,6 @@ class NothingFitted(RuntimeError):
     """Every hypothesis of a run failed; the message says why each did."""
 
 
-
 @dataclass(frozen=True)
 class Selection:
     """The outcome of a run.
@@ -137,7 +136,9 @@ class Selection:
         if hypothesis.predict is None:
             raise BadInput(f"hypothesis: {chosen.label!r} offers no predictions")
         if images.shape[1:] != self.data.x.shape[1:]:
-            raise BadInput(f"images: got shape {tuple(images.shape)}; the run was on [M, {str(list(self.data.x.shape[1:]))[1:]}")
+            raise BadInput(
+                f"images: got shape {tuple(images.shape)}; the run was on [M, {str(list(self.data.x.shape[1:]))[1:]}"
+            )
         sites = [{k: v[i] for k, v in chosen.draws.items()} for i in range(draws)]
         mean, variance = hypothesis.predict(hypothesis.prepare(self.data), sites, images.to(torch.float64))
         codes = self.data.codes
@@ -321,7 +322,10 @@ def select(
     fits = tuple(sorted(done, key=lambda f: -f.evidence.value))
     selection = Selection(subset, tuple(chosen), fits, failed, entry, seed)
     if folder is not None:
-        write_json(folder.path / "selection.json", {"command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), **selection.to_json()})
+        write_json(
+            folder.path / "selection.json",
+            {"command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), **selection.to_json()},
+        )
         selection.inference_data().to_netcdf(str(folder.path / "posterior.nc"))
     return selection
 
@@ -381,7 +385,7 @@ def _attempt(hypothesis: Hypothesis, data: Dataset, seed: int, folder: RunFolder
         result = fit(hypothesis, data, seed)
         if folder is not None:
             folder.save(result)
-    except Exception as error:  # noqa: BLE001 - whatever a user's own model raises
+    except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
         return hypothesis.label, f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
     return hypothesis.label, result

@@ -106,7 +106,9 @@ def _contrast(symmetry: str, fits: list[Fit], null: Fit | None) -> Verdict:
         winner = with_it if gap > 0 else without
         lift = winner.evidence.value - null.evidence.value
         if lift <= _margin(winner, null):
-            return say("undecided", f"{versus}; but {winner.label} beats noise alone by {lift:+.1f} nats only", gap, margin)
+            return say(
+                "undecided", f"{versus}; but {winner.label} beats noise alone by {lift:+.1f} nats only", gap, margin
+            )
         low, high = (with_it, lacking) if gap > 0 else (without, having)
         certified = all(
             low.evidence.value - f.upper > 3 * math.hypot(low.evidence.std_error, f.evidence.std_error) for f in high

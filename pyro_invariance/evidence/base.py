@@ -45,7 +45,9 @@ class Evidence:
     drift: float | None = None
 
     def __str__(self) -> str:
-        side = {"exact": "", "lower": " (lower bound)", "upper": " (upper bound)", "estimate": " (estimate)"}[self.bound]
+        side = {"exact": "", "lower": " (lower bound)", "upper": " (upper bound)", "estimate": " (estimate)"}[
+            self.bound
+        ]
         return f"log evidence {self.value:.1f} +- {self.std_error:.2f} nats{side}"
 
 
@@ -96,7 +98,9 @@ class LogJoint:
     def slices(self) -> dict[str, slice]:
         """Where each site lies in the unconstrained vector."""
         ends = list(itertools.accumulate(shape.numel() for shape in self.shapes.values()))
-        return {name: slice(end - shape.numel(), end) for (name, shape), end in zip(self.shapes.items(), ends, strict=True)}
+        return {
+            name: slice(end - shape.numel(), end) for (name, shape), end in zip(self.shapes.items(), ends, strict=True)
+        }
 
     def pack(self, values: dict[str, float | Tensor]) -> Tensor:
         """Unconstrained vector `[D]` of given (constrained) values of all sites."""
