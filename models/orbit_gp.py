@@ -27,6 +27,7 @@ References: [vanderwilk2018learning], [haasdonk2007invariant], [vanderwilk2017co
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyro
@@ -96,8 +97,7 @@ def predict(
     for d, point, cross, prior in zip(draws, points, *kernel.cross(images, points), strict=True):
         process = GaussianProcess(kernel.gram(*point), d["variance"], priors.NOISE_FLOOR + d["noise"], targets.shape)
         moments.append(process.condition(targets, cross, prior))
-    mean, variance = zip(*moments, strict=True)
-    return torch.stack(mean), torch.stack(variance)
+    return torch.stack([mean for mean, _ in moments]), torch.stack([variance for _, variance in moments])
 
 
 def hypotheses(data: Dataset, nodes: int = NODES, scale: float = 1.0) -> list[Hypothesis]:
@@ -108,7 +108,7 @@ def hypotheses(data: Dataset, nodes: int = NODES, scale: float = 1.0) -> list[Hy
     polar = Polar(min(16, max(8, side // 2)), nodes, normalise=True, window=0.75)
     pool = max(1, coarse * NODES // nodes)
     pixels, reach, pixel = Pixels(pool, normalise=True), REACH * coarse // pool, 2 / math.ceil(side / pool)
-    patches = partial(PatchKernel, Pixels(math.ceil(side / 32), normalise=True), PATCH)
+    patches = partial(PatchKernel, Pixels(math.ceil(side / 32), normalise=True), min(PATCH, side - 1))
     angle = Extent("rotation", "rad", upper=math.pi, reach=0.95 * math.pi, whole=True, resolution=math.pi / nodes)
     shifts = {
         axis: Extent(axis, "grid", upper=reach * pixel, reach=0.95 * reach * pixel, whole=False, resolution=pixel / 2)
@@ -165,7 +165,7 @@ def hypotheses(data: Dataset, nodes: int = NODES, scale: float = 1.0) -> list[Hy
     ]
 
 
-def _on(orbit: Turns | Shifts) -> Callable[[Tensor], Kernel]:
+def _on(orbit: Turns | Shifts) -> partial[Any]:
     return partial(OrbitKernel, orbit)
 
 
@@ -177,18 +177,19 @@ def _prepare(kernel: Callable[[Tensor], Kernel] | None, data: Dataset) -> tuple[
     return (kernel(data.x) if kernel else None), data.targets
 
 
-def _memory(kernel: partial | None, data: Dataset) -> int:
+def _memory(kernel: partial[Any] | None, data: Dataset) -> int:
     if kernel is None:
         return 0
     n = len(data.x)  # the distances, a block of them against new images, and about ten N x N matrices
-    return kernel.func.bytes(*kernel.args[:1], n) + BLOCK + 80 * n * n
+    make: Any = kernel.func
+    return make.bytes(kernel.args[0], n) + BLOCK + 80 * n * n
 
 
 def _hypothesis(
     name: str,
     kind: str,
     base: str,
-    kernel: Callable[[Tensor], Kernel] | None,
+    kernel: partial[Any] | None,
     scale: float,
     *,
     extents: dict[str, Extent] | None = None,

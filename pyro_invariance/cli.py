@@ -143,7 +143,7 @@ def _profile(chosen: argparse.Namespace) -> int:
     for extent, value in zip(result.extent, result.log_density, strict=True):
         shown = f"{np.degrees(extent):8.1f} deg" if result.unit == "rad" else f"{extent:8.3f}"
         print(f"{shown}  {value:12.1f} nats")
-    plotting.profile(result).figure.savefig(out, dpi=120)
+    plotting.save(plotting.profile(result), out)
     print(f"picture in {out}")
     return 0
 

@@ -134,7 +134,7 @@ def load_new(source: str | Path, data: Dataset) -> Tensor:
     if not path.is_file():
         raise BadInput(f"new: no file {str(source)!r}")
     arrays = _read(path, ("x",), ("x_test",))
-    x = _inputs("x", arrays.get("x", arrays.get("x_test")))
+    x = _inputs("x", arrays["x"] if "x" in arrays else arrays["x_test"])
     if data.kind == "images":
         if x.ndim not in (3, 4):
             raise BadInput(f"x: got shape {x.shape}; images are [N, H, W] or [N, H, W, C]")
@@ -262,8 +262,8 @@ def _kind(kind: object, x: np.ndarray) -> Literal["images", "series", "points"]:
     if chosen == "images":
         if x.ndim not in (3, 4):
             raise BadInput(f"x_train: got shape {x.shape}; images are [N, H, W] or [N, H, W, C]")
-        if min(x.shape[1:3]) < 6:
-            raise BadInput(f"x_train: got images of {x.shape[1]} x {x.shape[2]} pixels; 6 x 6 is the least")
+        if min(x.shape[1:3]) < 4:
+            raise BadInput(f"x_train: got images of {x.shape[1]} x {x.shape[2]} pixels; 4 x 4 is the least")
         if x.ndim == 4 and x.shape[3] > 4:
             raise BadInput(f"x_train: got {x.shape[3]} channels in shape {x.shape}; channels come last, 4 at most")
     elif x.ndim != {"series": 2, "points": 3}[chosen]:

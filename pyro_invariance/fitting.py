@@ -5,6 +5,7 @@ Nothing here knows what the model is: any Pyro model with continuous latent site
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyro
@@ -23,6 +24,7 @@ from pyro_invariance.typing import BadInput
 from pyro_invariance.zoo import Extent, Hypothesis
 
 SCOUT = 300  # images on which the starts are compared first
+ROUNDS, TIGHT = 4, 1.0  # of SVI, at most; nats
 STEPS, PARTICLES, DRAWS = 10, 2, 32  # of SVI, and fresh ones for the evidence
 PREDICTIVE, POSTERIOR = 4, 1000  # draws averaged in predictions, and kept
 
@@ -121,20 +123,27 @@ def fit(hypothesis: Hypothesis, data: Dataset, seed: int = 0) -> Fit:
     if log_joint.size == 0:
         raise BadInput(f"model: {hypothesis.label!r} has no latent site; its evidence is its likelihood")
     modes = []
-    for values, spread in begins:
+    for values, covariance in begins:
         guess = 0.01 * np.eye(log_joint.size)  # a tenth of a unit for the extents
         rest = np.r_[*(np.r_[s] for name, s in log_joint.slices.items() if name not in hypothesis.extents)]
-        guess[np.ix_(rest, rest)] = spread
+        guess[np.ix_(rest, rest)] = covariance
         modes.append(maximise(log_joint, log_joint.pack(values), inverse_hessian=guess))
     best = max(modes, key=lambda m: m.value)
     spread, others = _compare(modes, best, log_joint, hypothesis)
     mode, cholesky = laplace(log_joint, best.z)
-    covariance = (cholesky @ cholesky.T).numpy()
-    upper = maximise(log_joint, mode, prior=False, inverse_hessian=covariance, max_iter=30).value
+    upper = maximise(log_joint, mode, prior=False, inverse_hessian=(cholesky @ cholesky.T).numpy(), max_iter=30).value
 
     guide = LaplaceNormal(hypothesis.model, mode, cholesky)
-    path, before = train(guide, hypothesis.model, args, steps=STEPS, particles=PARTICLES, seed=seed)
-    drawn = draw(guide, before, log_joint, count=DRAWS, seed=seed + 1)
+    path: list[float] = []
+    for rounds in range(ROUNDS):  # twice the steps each time, until fresh draws say that the bound is tight
+        more, before = train(
+            guide, hypothesis.model, args, steps=STEPS * 2**rounds, particles=PARTICLES, seed=seed + rounds
+        )
+        path += more
+        drawn = draw(guide, log_joint, count=DRAWS, seed=seed + ROUNDS, before=before)
+        evidence = elbo(drawn)
+        if (evidence.looseness or 0.0) < TIGHT and evidence.std_error < TIGHT / 2:
+            break
     posterior = _constrained(log_joint, guide.get_posterior().sample(torch.Size([POSTERIOR])).detach())
     ranges = {name: _range(posterior[name], extent) for name, extent in hypothesis.extents.items()}
     mean, density = _predict(hypothesis, args, [log_joint.unpack(z) for z in drawn.z[:PREDICTIVE]], data)
@@ -146,7 +155,7 @@ def fit(hypothesis: Hypothesis, data: Dataset, seed: int = 0) -> Fit:
         base=hypothesis.base,
         contains=_contains(hypothesis, ranges),
         claims=hypothesis.contains | hypothesis.saturated,
-        evidence=elbo(drawn),
+        evidence=evidence,
         upper=max(upper, float(drawn.log_likelihood.max())),
         seed_spread=spread,
         other_optima=others,
@@ -182,7 +191,7 @@ def _contains(hypothesis: Hypothesis, ranges: dict[str, Range]) -> frozenset[str
     return hypothesis.contains
 
 
-def _scout(hypothesis: Hypothesis, data: Dataset, seed: int) -> list[tuple[dict[str, float], np.ndarray]]:
+def _scout(hypothesis: Hypothesis, data: Dataset, seed: int) -> list[tuple[dict[str, Tensor], np.ndarray]]:
     """Fit all but the extents on a few images, from every start: site values and a guess of their covariance.
 
     The extents stay where they start, because a few images may prefer another basin than all of them do.  Without
@@ -190,7 +199,8 @@ def _scout(hypothesis: Hypothesis, data: Dataset, seed: int) -> list[tuple[dict[
     """
     small = data.subset(SCOUT, seed)
     args, ratio = hypothesis.prepare(small), len(small.y) / len(data.y)
-    begins, reached = [], []
+    begins: list[tuple[dict[str, Tensor], np.ndarray]] = []
+    reached: list[float] = []
     for start in hypothesis.starts:
         held = {name: torch.tensor(start[name]) for name in hypothesis.extents}
         log_joint = LogJoint(poutine.condition(hypothesis.model, data=held), args)
@@ -233,7 +243,7 @@ def _prior_draws(log_joint: LogJoint, seed: int) -> dict[str, Tensor]:
     return {name: torch.stack([run[name]["value"] for run in runs]) for name in first}
 
 
-def _latent(log_joint: LogJoint) -> dict[str, dict]:
+def _latent(log_joint: LogJoint) -> dict[str, Any]:
     trace = poutine.trace(log_joint.model).get_trace(*log_joint.args)
     return {name: trace.nodes[name] for name in log_joint.transforms}
 

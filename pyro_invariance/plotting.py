@@ -1,6 +1,7 @@
 """Pictures of results; each function takes a result, draws on given or new axes and returns them."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -25,9 +26,8 @@ def evidence(selection: Selection, axes: Axes | None = None) -> Axes:
         colour = COLOURS.get(f.base, "C4")
         axes.plot([f.evidence.value, f.upper], [row, row], color=colour, lw=2)
         axes.plot(f.evidence.value, row, marker="o", color=colour)
-        axes.annotate(
-            describe_extents(f), (f.evidence.value, row), (-8, 0), textcoords="offset points", va="center", ha="right", size=8
-        )
+        place: dict[str, Any] = {"textcoords": "offset points", "va": "center", "ha": "right", "size": 8}
+        axes.annotate(describe_extents(f), (f.evidence.value, row), (-8, 0), **place)
     low, high = min(f.evidence.value for f in fits), max(f.upper for f in fits)
     axes.set_xlim(low - 0.35 * (high - low) - 1, high + 0.05 * (high - low) + 1)
     axes.set_yticks(range(len(fits)), [f.label for f in fits])
@@ -52,8 +52,9 @@ def symmetries(selection: Selection, axes: Axes | None = None) -> Axes:
         axes.barh(row, 2 * margin, left=-margin, color="black", alpha=0.15, height=0.8)
         note = v.verdict + (f" ({v.explained_by} explains more)" if v.explained_by else "")
         side = -1 if gap > 0 else 1
-        place = {"ha": "right" if gap > 0 else "left", "va": "center", "size": 9}
-        axes.annotate(f"{note} {gap:+.0f}", (side * margin, row), (4 * side, 0), textcoords="offset points", **place)
+        place: dict[str, Any] = {"textcoords": "offset points", "va": "center", "size": 9}
+        place["ha"] = "right" if gap > 0 else "left"
+        axes.annotate(f"{note} {gap:+.0f}", (side * margin, row), (4 * side, 0), **place)
     axes.axvline(0, color="black", lw=0.8)
     axes.set_xscale("symlog", linthresh=10)
     widest = max([100.0, *(abs(gap) for _, gap, _ in judged)])
@@ -72,7 +73,9 @@ def extents(selection: Selection, axes: Axes | None = None) -> Axes:
         for name, extent in hypotheses[f.label].extents.items():
             draws = f.draws[name].numpy() / extent.upper
             unit = f"{np.degrees(extent.upper):.0f} deg" if extent.unit == "rad" else f"{extent.upper:.2f} grid units"
-            axes.hist(draws, bins=np.linspace(0, 1, 101), density=True, alpha=0.6, label=f"{name} (1 = {unit})")
+            axes.hist(
+                draws, bins=np.linspace(0, 1, 101).tolist(), density=True, alpha=0.6, label=f"{name} (1 = {unit})"
+            )
     axes.set_xlim(0, 1)
     axes.set_xlabel("half-width of the range, share of its upper end")
     axes.set_ylabel("posterior density")
@@ -97,12 +100,19 @@ def profile(result: Profile, axes: Axes | None = None) -> Axes:
     return axes
 
 
+def save(axes: Axes, path: Path) -> None:
+    """Write the figure of these axes as a PNG, and close it."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
 def save_all(selection: Selection, folder: Path) -> list[Path]:
     """Write the pictures of a selection as PNG and return their paths."""
     paths = []
     for draw in (evidence, symmetries, extents):
         axes = draw(selection)
         paths.append(folder / f"{draw.__name__}.png")
-        axes.figure.savefig(paths[-1], dpi=120)
-        plt.close(axes.figure)
+        save(axes, paths[-1])
     return paths

@@ -40,7 +40,7 @@ def code_log_density(mean: Tensor, variance: Tensor, codes: Tensor) -> Tensor:
 
 
 class _LogEvidence(torch.autograd.Function):
-    r""":math:`\log N(Y; 0, vK + \sigma^2 I)`; gradients by :math:`G = \tfrac12 (a a^T - C \Sigma^{-1})`, :math:`a = \Sigma^{-1} Y`."""
+    r""":math:`\log N(Y; 0, \Sigma = vK + \sigma^2 I)`, and its gradient in closed form."""
 
     @staticmethod
     def forward(ctx, gram, variance, noise, targets):  # type: ignore[no-untyped-def]
@@ -74,7 +74,7 @@ class _LogEvidence(torch.autograd.Function):
 
 
 class GaussianProcess(TorchDistribution):
-    r"""Noisy values of independent Gaussian processes that share a kernel: :math:`y_{\cdot c} \sim N(0, vK + \sigma^2 I)`.
+    r"""Noisy values of independent Gaussian processes of one kernel, :math:`y_{\cdot c} \sim N(0, vK + \sigma^2 I)`.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ class GaussianProcess(TorchDistribution):
         return eps * self.noise.sqrt() if self.gram is None else self._cholesky() @ eps
 
     def condition(self, value: Tensor, cross: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
-        """Predict at new inputs, given targets `[N, outputs]`, correlations `[M, N]` with the old and `[M]` with themselves.
+        """Predict at new inputs: targets `[N, outputs]`, correlations `[M, N]` with the old and `[M]` with themselves.
 
         Returns
         -------

@@ -161,8 +161,9 @@ class Selection:
                 rows.append({**dict.fromkeys(FITTED), **head, "status": status, "reason": reason})
                 continue
             trivial = next((t for t in self.fits if t.kind == "none" and t.base == f.base), None)
-            judged = paired is not None and len(paired) > 1 and len(f.test_log_density) > 0
-            difference = self._test_log_density(f) - paired if judged else None
+            difference = None
+            if paired is not None and len(paired) > 1 and len(f.test_log_density) > 0:
+                difference = self._test_log_density(f) - paired
             e = f.evidence
             rows.append(
                 {
@@ -314,7 +315,7 @@ def select(
     folder = None if out is None else RunFolder(out, _identity(subset, entry, seed, own))
     if folder is not None:
         folder.open()
-        write_tensors(folder.path / "data.pt", {"x": subset.x, "y": subset.y})
+        write_tensors(folder.path / "data.pt", {"x": subset.x, "y": subset.y, "y_test": subset.y_test})
         write_json(folder.path / "data.json", {k: v for k, v in vars(subset).items() if not torch.is_tensor(v)})
     done, failed = _fit_all(chosen, subset, seed, folder, jobs)
     if not done:
@@ -338,7 +339,8 @@ def _identity(data: Dataset, entry: str, seed: int, own: list[Hypothesis]) -> di
 
 def _fingerprint(hypothesis: Hypothesis) -> str:
     """Digest of what a hypothesis of the user's own says and of its model's source."""
-    model, bound = hypothesis.model, ""
+    model: Any = hypothesis.model
+    bound = ""
     while isinstance(model, partial):
         model, bound = model.func, bound + repr((model.args, model.keywords))
     try:
@@ -399,7 +401,7 @@ def _available_memory() -> float:
 
 
 def load(run: str | Path) -> Selection:
-    """Read a finished run from its folder (test data are not stored, their scores are in `selection.json`)."""
+    """Read a finished run from its folder (of the test data, the labels only are stored)."""
     path = Path(run)
     if not (path / "selection.json").is_file():
         raise BadInput(f"run: {str(run)!r} holds no selection.json; name the folder of a finished run")
@@ -414,8 +416,8 @@ def _restore(path: Path, content: dict[str, Any]) -> Selection:
     if content["entry"] == "custom":
         raise BadInput(f"run: {str(path)!r} used hypotheses of its own, which a folder cannot restore; use the object")
     tensors = read_tensors(path / "data.pt")
-    x, y = tensors["x"], tensors["y"]
-    data = Dataset(x=x, y=y, x_test=x[:0], y_test=y[:0], **read_json(path / "data.json"))
+    x, y, y_test = tensors["x"], tensors["y"], tensors["y_test"]
+    data = Dataset(x=x, y=y, x_test=x[:0], y_test=y_test, **read_json(path / "data.json"))
     hypotheses = {h.label: h for h in zoo.load(content["entry"]).hypotheses(data)}
     folder = RunFolder(path, read_json(path / "run.json"))
     rows = content["hypotheses"]

@@ -118,9 +118,10 @@ def _contrast(symmetry: str, fits: list[Fit], null: Fit | None) -> Verdict:
 
 
 def _explained(verdict: Verdict, plain: dict[str, Verdict], fits: list[Fit]) -> Verdict:
-    """Withdraw support where a supported symmetry of another base explains the data better by more than the gap.
+    """Say where a supported symmetry of another base explains the data better by more than the gap.
 
-    Patches are never that other base: a patch kernel is better at images whatever their symmetry.
+    By more than twice the gap, support is withdrawn: averaging over turns helps on shifted images too, and only the
+    comparison tells.  Patches are never that other base: a patch kernel is better at images whatever their symmetry.
     """
     if verdict.verdict != "supported" or verdict.gap is None:
         return verdict
@@ -131,9 +132,10 @@ def _explained(verdict: Verdict, plain: dict[str, Verdict], fits: list[Fit]) -> 
     patches = {f.base for f in fits if f.kind == "convolution"}
     rivals = [v for v in plain.values() if v.verdict == "supported" and v.base not in {verdict.base, *patches}]
     ahead = {v.symmetry: top(v.base) - top(verdict.base) for v in rivals}
-    ahead = {s: nats for s, nats in ahead.items() if nats > verdict.gap}
-    if not ahead:
+    other = max(ahead, key=lambda s: (ahead[s], plain[s].gap), default=None)
+    if other is None or ahead[other] <= verdict.gap:
         return verdict
-    other = max(ahead, key=lambda s: ahead[s])
     reason = f"{verdict.reason}; but {other} explains these data better by {ahead[other]:.0f} nats"
+    if ahead[other] <= 2 * verdict.gap:
+        return replace(verdict, explained_by=other, reason=reason)
     return replace(verdict, verdict="undecided", certified=False, explained_by=other, reason=reason)

@@ -411,7 +411,7 @@ def test_training_depends_on_the_seed_only():
 
     def run(seed: int) -> tuple[list[float], Draws]:
         guide = LaplaceNormal(problem.model, mean + 0.3, torch.linalg.cholesky(covariance))
-        path = train(guide, problem.model, (), steps=10, particles=2, seed=seed)
+        path, _ = train(guide, problem.model, (), steps=10, particles=2, seed=seed)
         return path, draw(guide, LogJoint(problem.model), count=5, seed=seed)
 
     (path, draws), (again, repeated), (other, _) = run(1), run(1), run(2)
@@ -424,11 +424,11 @@ def test_elbo_of_few_draws():
     one = Draws(torch.zeros(1, 2), torch.tensor([-1.0]), torch.tensor([-3.0]), torch.tensor([-2.0]))
     assert elbo(one) == Evidence(-2.0, 0.0, "lower", None, 0.0, None)
     two = replace(one, log_prior=torch.tensor([-1.0, 1.0]))
-    evidence = elbo(replace(two, log_likelihood=torch.zeros(2), log_guide=torch.zeros(2)), drift=0.5)
+    evidence = elbo(replace(two, log_likelihood=torch.zeros(2), log_guide=torch.zeros(2)))
     assert evidence.value == 0.0
     assert evidence.std_error == pytest.approx(1.0)  # sd sqrt(2) over the root of two draws
     assert evidence.looseness == pytest.approx(math.log(math.cosh(1.0)))
-    assert evidence.drift == 0.5
+    assert evidence.drift is None
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -508,14 +508,14 @@ def test_orbit_process_against_quadrature(label, loose):
     log_joint = LogJoint(hypothesis.model, hypothesis.prepare(data))
     mode, cholesky = laplace(log_joint, maximise(log_joint, log_joint.pack(hypothesis.starts[0])).z)
     guide = LaplaceNormal(hypothesis.model, mode, cholesky)
-    train(guide, hypothesis.model, log_joint.args, steps=fitting.STEPS, particles=fitting.PARTICLES, seed=0)
-    draws = draw(guide, log_joint, count=300, seed=1)
+    train(guide, hypothesis.model, log_joint.args, steps=100, particles=fitting.PARTICLES, seed=0)
+    draws = draw(guide, log_joint, count=1000, seed=1)
     evidence = elbo(draws)
     check_lower_bound(evidence, exact, loose)
     assert evidence.value + evidence.looseness == pytest.approx(exact, abs=0.3)  # importance sampling closes the gap
     assert maximise(log_joint, mode, prior=False).value > exact
     with pytest.raises(AssertionError):
-        check_lower_bound(elbo(replace(draws, log_guide=torch.zeros(300))), exact, loose)
+        check_lower_bound(elbo(replace(draws, log_guide=torch.zeros(1000))), exact, loose)
 
     fit = fitting.fit(hypothesis, data, seed=0)
     check_lower_bound(fit.evidence, exact, loose)

@@ -2,9 +2,9 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pyro import poutine
@@ -83,7 +83,7 @@ class LogJoint:
         trace = prune_subsample_sites(poutine.trace(self.model).get_trace(*self.args))
         self.transforms, self.shapes = {}, {}
         for name in trace.stochastic_nodes:
-            site = trace.nodes[name]
+            site: Any = trace.nodes[name]
             if site["fn"].has_enumerate_support:
                 raise BadInput(f"model: site {name!r} is discrete; marginalise it first")
             self.transforms[name] = biject_to(site["fn"].support)
@@ -102,7 +102,7 @@ class LogJoint:
             name: slice(end - shape.numel(), end) for (name, shape), end in zip(self.shapes.items(), ends, strict=True)
         }
 
-    def pack(self, values: dict[str, float | Tensor]) -> Tensor:
+    def pack(self, values: Mapping[str, float | Tensor]) -> Tensor:
         """Unconstrained vector `[D]` of given (constrained) values of all sites."""
         missing = self.transforms.keys() - values.keys()
         if missing:

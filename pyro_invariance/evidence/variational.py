@@ -1,8 +1,8 @@
 """The evidence lower bound of a Pyro model and guide, from fresh draws, with what qualifies it."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import arviz as az
 import pyro
@@ -25,7 +25,7 @@ class Draws:
         Unconstrained latent vectors.
     log_prior, log_likelihood, log_guide : Tensor `[S]`
         The terms of the weights.
-    log_before : Tensor `[S]`
+    log_before : Tensor `[S]`, optional
         Log density of the guide as it was before the last tenth of its training.
     """
 
@@ -33,7 +33,7 @@ class Draws:
     log_prior: Tensor
     log_likelihood: Tensor
     log_guide: Tensor
-    log_before: Tensor
+    log_before: Tensor | None = None
 
     @property
     def log_weights(self) -> Tensor:
@@ -41,20 +41,22 @@ class Draws:
         return self.log_prior + self.log_likelihood - self.log_guide
 
     @property
-    def drift(self) -> float:
+    def drift(self) -> float | None:
         """How much the bound moved over the last tenth of the training, nats.
 
         The earlier bound is estimated from the same draws, reweighted, so that their noise cancels.
         """
+        if self.log_before is None:
+            return None
         share = (self.log_before - self.log_guide).softmax(0)
         before = share @ (self.log_prior + self.log_likelihood - self.log_before)
         return abs(float(self.log_weights.mean() - before))
 
 
 def train(
-    guide: LaplaceNormal, model: Callable, args: tuple, *, steps: int, particles: int, seed: int, rate: float = 0.03
+    guide: LaplaceNormal, model: Any, args: tuple, *, steps: int, particles: int, seed: int, rate: float = 0.05
 ) -> tuple[list[float], MultivariateNormal]:
-    """SVI: climb the evidence lower bound with Adam on a cosine schedule.
+    """SVI: climb the evidence lower bound with Adam, from where the guide stands.
 
     Returns
     -------
@@ -65,7 +67,6 @@ def train(
     guide(*args)  # sets up its parameters
     elbo = Trace_ELBO(num_particles=particles)(model, guide)
     optimiser = torch.optim.Adam(elbo.parameters(), lr=rate, betas=(0.8, 0.99))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     path, before = [], guide.get_posterior()
     for step in range(steps):
         if step == steps - max(1, steps // 10):
@@ -74,19 +75,20 @@ def train(
         loss = elbo(*args)
         loss.backward()
         optimiser.step()
-        schedule.step()
         path.append(-float(loss.detach()))
     return path, before
 
 
 @torch.no_grad()
-def draw(guide: LaplaceNormal, before: MultivariateNormal, log_joint: LogJoint, *, count: int, seed: int) -> Draws:
+def draw(
+    guide: LaplaceNormal, log_joint: LogJoint, *, count: int, seed: int, before: MultivariateNormal | None = None
+) -> Draws:
     """Draw afresh from a fitted guide and evaluate every term of the weights."""
     pyro.set_rng_seed(seed)
     posterior = guide.get_posterior()
     z = posterior.sample(torch.Size([count]))
     prior, likelihood = (torch.stack(t) for t in zip(*(log_joint.terms(row) for row in z), strict=True))
-    return Draws(z, prior, likelihood, posterior.log_prob(z), before.log_prob(z))
+    return Draws(z, prior, likelihood, posterior.log_prob(z), None if before is None else before.log_prob(z))
 
 
 def elbo(draws: Draws) -> Evidence:
