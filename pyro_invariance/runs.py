@@ -35,11 +35,13 @@ class RunFolder:
         marker = self.path / "run.json"
         if marker.is_file():
             found = read_json(marker)
-            if found != self.identity:
-                differs = sorted(k for k in self.identity if found.get(k) != self.identity[k])
-                raise BadInput(
-                    f"out: {str(self.path)!r} holds another run (differs in {', '.join(differs)}); name another folder"
-                )
+            differs = sorted(k for k, value in self.identity.items() if not _agree(value, found.get(k)))
+            if differs:
+                where = ", ".join(differs)
+                raise BadInput(f"out: {str(self.path)!r} holds another run (differs in {where}); name another folder")
+            if "hypotheses" in self.identity:
+                known = {**found["hypotheses"], **self.identity["hypotheses"]}
+                write_json(marker, {**self.identity, "hypotheses": known})
             return
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise BadInput(f"out: {str(self.path)!r} exists and is no run folder; name an empty or a new one")
@@ -75,6 +77,13 @@ class RunFolder:
             return Fit(**plain, **tensors)
         except (KeyError, TypeError, AttributeError):
             raise BadInput(f"run: {str(folder / label)!r} is damaged; remove its files to fit it again") from None
+
+
+def _agree(value: object, found: object) -> bool:
+    """Whether two parts of an identity are the same; hypotheses may be added."""
+    if isinstance(value, dict) and isinstance(found, dict):
+        return all(value[k] == found[k] for k in value.keys() & found.keys())
+    return value == found
 
 
 def write_tensors(path: Path, tensors: dict) -> None:

@@ -65,7 +65,7 @@ def best(fits: list[Fit]) -> tuple[Fit, Fit | None]:
 
 def _same(f: Fit, g: Fit) -> bool:
     """Whether one is the other at an end of its range."""
-    a_range = bool(f.extents or g.extents) and bool(f.claims or g.claims)
+    a_range = any(h.kind in ("augmentation", "convolution") for h in (f, g))
     return a_range and f.base == g.base and f.contains == g.contains
 
 
@@ -91,10 +91,13 @@ def _contrast(symmetry: str, fits: list[Fit], null: Fit | None) -> Verdict:
             return say("undecided", f"no hypothesis of the {base} base without it was fitted")
         without = max(lacking, key=lambda f: f.evidence.value)
         if not having:
-            gone = [f.label for f in inside if symmetry in f.claims and f.extents]
-            end = f"{gone[0]} did not reach it" if gone else f"no hypothesis of the {base} base has it"
-            zero = gone and all(r.zero for r in next(f for f in inside if f.label == gone[0]).extents.values())
-            return say("undecided", "the learned range went to zero: it is its own trivial" if zero else end)
+            zero = any(symmetry in f.claims and not f.contains for f in inside)
+            reason = (
+                "its learned range went to zero: it is its own trivial"
+                if zero
+                else f"nothing in the {base} base has it"
+            )
+            return say("undecided", reason)
         with_it = max(having, key=lambda f: f.evidence.value)
         gap = with_it.evidence.value - without.evidence.value
         margin = _margin(with_it, without)

@@ -88,7 +88,7 @@ BAD_ARRAYS = {
     "gapped labels": ({"y_train": LABELS * 2}, ("y_train", "1 does not occur", "0, 1, ..., C-1")),
     "labels from one": ({"y_train": LABELS + 1}, ("y_train", "0 does not occur", "0, 1, ..., C-1")),
     "one class": ({"y_train": LABELS * 0}, ("y_train", "one class", "two or more")),
-    "words for labels": ({"y_train": np.array(["a", "b"] * (N // 2))}, ("y_train", "<U1", "integers and floats are accepted")),
+    "words for labels": ({"y_train": np.array(["a", "b"] * (N // 2))}, ("y_train", "<U1", "integers and floats")),
     "constant values": ({"y_train": LABELS * 0.0}, ("y_train", "0.0", "nothing to learn")),
     "NaN values": ({"y_train": changed(LABELS * 1.0, 0, np.nan)}, ("y_train", "NaN", "NaN or infinite")),
     "unseen test class": ({"x_test": IMAGES[:2], "y_test": np.array([0, 3])}, ("y_test", "0 to 3", "0 to 2")),
@@ -213,7 +213,7 @@ def test_bomb_mutant_goes_off(tmp_path):
 def test_object_arrays_are_refused_without_a_file():
     message = refusal(lambda: from_arrays("mine", IMAGES, np.array([0, 1, None] * 6 + [0, 1], dtype=object)))
     assert "dtype object" in message
-    assert "plain numbers" in message
+    assert "integers and floats" in message
 
 
 def test_unknown_names_come_with_the_nearest_one():

@@ -356,8 +356,11 @@ def elsewhere(shift: float) -> list[Fit]:
 
 def test_explained_by_another_base():
     found = judge("C4", *elsewhere(51.0))
-    assert (found.verdict, found.certified, found.explained_by) == ("undecided", False, "translation")
+    assert (found.verdict, found.explained_by) == ("supported", "translation")  # said, not withdrawn
     assert "translation explains these data better by 51 nats" in found.reason
+    found = judge("C4", *elsewhere(101.0))
+    assert (found.verdict, found.certified, found.explained_by) == ("undecided", False, "translation")
+    assert "translation explains these data better by 101 nats" in found.reason
     assert found.gap == 50.0
     assert judge("translation", *elsewhere(51.0)).verdict == "supported"
 
