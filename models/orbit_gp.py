@@ -101,13 +101,17 @@ def predict(
 
 
 def hypotheses(data: Dataset, nodes: int = NODES, scale: float = 1.0) -> list[Hypothesis]:
-    """All hypotheses for images of that size; more `nodes` (a multiple of 64) refine every quadrature."""
+    """All hypotheses for images of that size.
+
+    More `nodes` (a multiple of 64) refine the turns, and the pooling of the shifts where pixels are pooled; shifts of
+    single pixels are the group itself.
+    """
     if data.kind != "images":
         raise BadInput(f"data: {data.name!r} holds {data.kind}; orbit_gp takes images [N, H, W] or [N, H, W, C]")
     side, coarse = data.x.shape[-1], math.ceil(data.x.shape[-1] / 16)
     polar = Polar(min(16, max(8, side // 2)), nodes, normalise=True, window=0.75)
     pool = max(1, coarse * NODES // nodes)
-    pixels, reach, pixel = Pixels(pool, normalise=True), REACH * coarse // pool, 2 / math.ceil(side / pool)
+    pixels, reach, pixel = Pixels(pool, normalise=True), REACH * coarse // pool, 2 * pool / side
     patches = partial(PatchKernel, Pixels(math.ceil(side / 32), normalise=True), min(PATCH, side - 1))
     angle = Extent("rotation", "rad", upper=math.pi, reach=0.95 * math.pi, whole=True, resolution=math.pi / nodes)
     shifts = {

@@ -9,11 +9,11 @@ from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor
 
 from pyro_invariance.processes import class_codes
+from pyro_invariance.representations import ground
 from pyro_invariance.typing import BadInput
 
 KINDS = ("images", "series", "points")
@@ -63,8 +63,8 @@ class Dataset:
 
     @property
     def codes(self) -> Tensor | None:
-        """Target vectors of the classes `[C, C - 1]`."""
-        return None if self.classes is None else class_codes(self.classes)
+        """Target vectors of the classes `[C, C - 1]`, centred by their frequency among the training items."""
+        return None if self.classes is None else class_codes(self.y.bincount(minlength=self.classes))
 
     def encode(self, y: Tensor) -> Tensor:
         """Targets `[n, O]`: class contrasts, or values centred and scaled by those of the training labels."""
@@ -80,11 +80,12 @@ class Dataset:
     @property
     def coding(self) -> str:
         """The target coding in words."""
-        if self.classes is None:
+        if self.codes is None:
             return "values centred and scaled to unit variance"
-        if self.classes == 2:
-            return "one output of -1 and +1"
-        return f"{self.classes - 1} orthonormal contrasts of {self.classes} one-hot classes, unit variance per output"
+        classes, outputs = self.codes.shape
+        if classes == 2:
+            return "one output of {:+.3g} and {:+.3g}".format(*self.codes[:, 0].tolist())
+        return f"{outputs} orthonormal contrasts of {classes} one-hot classes, centred, of unit variance"
 
     def subset(self, size: int, seed: int) -> "Dataset":
         """A random subset of the training items, balanced over classes as far as they allow."""
@@ -298,6 +299,10 @@ def _channels_first(x: np.ndarray) -> Tensor:
     images = torch.as_tensor(x)
     images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
     h, w = images.shape[-2:]
-    side = max(h, w)  # a turn needs a square: the short side is padded with zeros
+    if h == w:
+        return images.contiguous()
+    side = max(h, w)  # a turn needs a square: the short side is padded with the ground
     top, left = (side - h) // 2, (side - w) // 2
-    return F.pad(images, [left, side - w - left, top, side - h - top]).contiguous()
+    square = ground(images).repeat(1, 1, side, side)
+    square[..., top : top + h, left : left + w] = images
+    return square

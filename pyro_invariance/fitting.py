@@ -24,6 +24,7 @@ from pyro_invariance.typing import BadInput
 from pyro_invariance.zoo import Extent, Hypothesis
 
 SCOUT = 300  # images on which the starts are compared first
+RIVAL = 20.0  # nats: more than the priors of two modes differ by, so that a worse mode may have the best likelihood
 ROUNDS, TIGHT = 4, 1.0  # of SVI, at most; nats
 STEPS, PARTICLES, DRAWS = 10, 2, 32  # of SVI, and fresh ones for the evidence
 PREDICTIVE, POSTERIOR = 4, 1000  # draws averaged in predictions, and kept
@@ -69,8 +70,9 @@ class Fit:
         Lower bound on the log evidence.
     upper : float
         Type-II maximum, an upper side up to its optimiser, nats.
-    seed_spread : float
-        Spread of the modes among the starts that reached the best basin, nats.
+    seed_spread : float or None
+        Spread of the modes among the starts that were climbed to the best basin, nats; None where only one was,
+        because the starts had met on a few images before.
     other_optima : list of dict
         Modes of starts that ended elsewhere: their extents and how many nats worse.
     extents : dict of str to Range
@@ -95,7 +97,7 @@ class Fit:
     claims: frozenset[str]
     evidence: Evidence
     upper: float
-    seed_spread: float
+    seed_spread: float | None
     other_optima: list[dict]
     extents: dict[str, Range]
     draws: dict[str, Tensor]
@@ -129,9 +131,14 @@ def fit(hypothesis: Hypothesis, data: Dataset, seed: int = 0) -> Fit:
         guess[np.ix_(rest, rest)] = covariance
         modes.append(maximise(log_joint, log_joint.pack(values), inverse_hessian=guess))
     best = max(modes, key=lambda m: m.value)
-    spread, others = _compare(modes, best, log_joint, hypothesis)
+    met = [m for m in modes if m is not best and _meet(m, best, log_joint, hypothesis)]
+    rivals = [m for m in modes if m is not best and m not in met]
     mode, cholesky = laplace(log_joint, best.z)
-    upper = maximise(log_joint, mode, prior=False, inverse_hessian=(cholesky @ cholesky.T).numpy(), max_iter=30).value
+    tops = [
+        maximise(log_joint, m.z, prior=False, inverse_hessian=m.inverse_hessian, max_iter=30).value
+        for m in (best, *rivals)
+        if m.value > best.value - RIVAL
+    ]
 
     guide = LaplaceNormal(hypothesis.model, mode, cholesky)
     path: list[float] = []
@@ -156,9 +163,9 @@ def fit(hypothesis: Hypothesis, data: Dataset, seed: int = 0) -> Fit:
         contains=_contains(hypothesis, ranges),
         claims=hypothesis.contains | hypothesis.saturated,
         evidence=evidence,
-        upper=max(upper, float(drawn.log_likelihood.max())),
-        seed_spread=spread,
-        other_optima=others,
+        upper=max(*tops, float(drawn.log_likelihood.max())),
+        seed_spread=max((best.value - m.value for m in met), default=None),
+        other_optima=[_optimum(m, best, log_joint, hypothesis) for m in rivals],
         extents=ranges,
         draws=posterior,
         prior=_prior_draws(log_joint, seed),
@@ -186,9 +193,14 @@ def _range(draws: Tensor, extent: Extent) -> Range:
 def _contains(hypothesis: Hypothesis, ranges: dict[str, Range]) -> frozenset[str]:
     if ranges and all(r.zero for r in ranges.values()):
         return frozenset()
-    if ranges and all(r.saturated and hypothesis.extents[k].whole for k, r in ranges.items()):
+    if ranges and all(_whole(r, hypothesis.extents[k]) for k, r in ranges.items()):
         return hypothesis.contains | hypothesis.saturated
     return hypothesis.contains
+
+
+def _whole(learned: Range, extent: Extent) -> bool:
+    """Whether a range is the whole group: its interval ends there and holds nothing much narrower."""
+    return extent.whole and learned.saturated and learned.lower >= 0.8 * extent.upper
 
 
 def _scout(hypothesis: Hypothesis, data: Dataset, seed: int) -> list[tuple[dict[str, Tensor], np.ndarray]]:
@@ -213,19 +225,17 @@ def _scout(hypothesis: Hypothesis, data: Dataset, seed: int) -> list[tuple[dict[
     return begins
 
 
-def _compare(modes: list[Mode], best: Mode, log_joint: LogJoint, hypothesis: Hypothesis) -> tuple[float, list[dict]]:
-    """Spread within the basin of the best mode, and what the other starts found."""
-    spread, others = 0.0, []
-    centre = log_joint.unpack(best.z)
-    for mode in modes:
-        here = log_joint.unpack(mode.z)
-        apart = [abs(float(here[k] - centre[k])) / e.upper for k, e in hypothesis.extents.items()]
-        if best.value - mode.value < 1.0 or (max(apart, default=0.0) < 0.05 and best.value - mode.value < 10.0):
-            spread = max(spread, best.value - mode.value)
-        else:
-            extents = {k: float(here[k]) for k in hypothesis.extents}
-            others.append({"below_best": best.value - mode.value, "extents": extents})
-    return spread, others
+def _meet(mode: Mode, best: Mode, log_joint: LogJoint, hypothesis: Hypothesis) -> bool:
+    """Whether a start was climbed to the basin of the best mode."""
+    here, centre = log_joint.unpack(mode.z), log_joint.unpack(best.z)
+    apart = max((abs(float(here[k] - centre[k])) / e.upper for k, e in hypothesis.extents.items()), default=0.0)
+    return best.value - mode.value < (10.0 if apart < 0.05 else 1.0)
+
+
+def _optimum(mode: Mode, best: Mode, log_joint: LogJoint, hypothesis: Hypothesis) -> dict:
+    """What another start found: its extents and how many nats worse."""
+    here = log_joint.unpack(mode.z)
+    return {"below_best": best.value - mode.value, "extents": {k: float(here[k]) for k in hypothesis.extents}}
 
 
 @torch.no_grad()

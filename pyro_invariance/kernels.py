@@ -18,10 +18,10 @@ from torch.autograd import forward_ad
 
 from pyro_invariance.orbits import Orbit, Patches, SpectralOrbit
 from pyro_invariance.representations import Pixels
-from pyro_invariance.typing import Images
+from pyro_invariance.typing import BadInput, Images
 
-CHUNK = 2**14  # entries of a Gram matrix per step: the temporaries stay in cache
-BLOCK = 2**28  # bytes of the largest temporary when new images are compared with old ones
+CHUNK = 2**19  # numbers per step of an evaluation: the temporaries stay in cache
+BLOCK = 2**28  # bytes of the largest temporary when images are compared
 
 
 def double_sum(orbit: Orbit, kernel: Kernel, x: Images, z: Images) -> Tensor:
@@ -52,14 +52,15 @@ class _WeightedExp(torch.autograd.Function):
     def forward(ctx, differentiate, distances, rows, lengthscale, *extents):  # type: ignore[no-untyped-def]
         count = distances.shape[1]
         sums = distances.new_empty(len(rows) + differentiate, count)
-        buffer = distances.new_empty(len(distances), min(CHUNK, count))
+        chunk = max(1, CHUNK // len(distances))
+        buffer = distances.new_empty(len(distances), min(chunk, count))
         scale = -0.5 / lengthscale.square()
-        for i in range(0, count, CHUNK):
-            d = distances[:, i : i + CHUNK]
+        for i in range(0, count, chunk):
+            d = distances[:, i : i + chunk]
             e = torch.mul(d, scale, out=buffer[:, : d.shape[1]]).exp_()
-            sums[: len(rows), i : i + CHUNK] = rows @ e
+            sums[: len(rows), i : i + chunk] = rows @ e
             if differentiate:
-                sums[-1, i : i + CHUNK] = rows[0] @ e.mul_(d)
+                sums[-1, i : i + chunk] = rows[0] @ e.mul_(d)
         if differentiate:
             sums[-1] /= lengthscale**3
             ctx.save_for_backward(sums[1:])
@@ -70,6 +71,20 @@ class _WeightedExp(torch.autograd.Function):
         (tangents,) = ctx.saved_tensors
         *by_extent, by_lengthscale = (tangents @ grad).unbind()
         return None, None, None, by_lengthscale, *by_extent
+
+
+def _mean_distance(pairs: Tensor, n: int) -> float:
+    """Mean over distinct pairs of `[P]` squared distances of all pairs `i >= j`."""
+    mean = float(pairs.sum()) / max(1, n * (n - 1) // 2)
+    if not mean > 0:
+        raise BadInput(f"images: all {n} are the same once their brightness and contrast are normalised")
+    return mean
+
+
+def _symmetric(pairs: Tensor, lower: Tensor) -> Tensor:
+    """Matrix `[N, N]` of the values `[P]` of its lower triangle, row by row."""
+    matrix = torch.zeros(lower.shape, dtype=pairs.dtype, device=pairs.device).masked_scatter(lower, pairs)
+    return matrix + matrix.tril(-1).T
 
 
 class OrbitKernel:
@@ -87,39 +102,52 @@ class OrbitKernel:
     images : Tensor `[N, C, H, W]`
         The images to condition on; they are represented here, once.
 
+    Raises
+    ------
+    BadInput
+        If the representation makes all images the same.
+
     Notes
     -----
-    Memory: `8 S N^2` bytes for `S` half lags; time of one evaluation: `S N^2` exponentials.
+    A Gram matrix is symmetric: its lower triangle, `P = N (N + 1) / 2` pairs, is kept and evaluated.  Memory:
+    `8 L P` bytes for `L` lags; time of one evaluation: `L P` exponentials.
     """
 
     def __init__(self, orbit: SpectralOrbit, images: Images) -> None:
         self.orbit = orbit
         self.x = orbit.representation(images)
-        n = len(images)
-        table = orbit.squared_distances(self.x, self.x, orbit.half)
-        plain = table[int((orbit.half == orbit.identity).nonzero())]
-        self.scale = float(plain.mean()) * n / max(n - 1, 1)  # mean over distinct pairs
-        self.distances = table.div_(self.scale).flatten(1)
+        self.lower = torch.ones(len(images), len(images), dtype=torch.bool, device=images.device).tril_()
+        self.distances = self._pairs()
+        self.scale = _mean_distance(self.distances[orbit.identity], len(images))
+        self.distances /= self.scale
         self.to_self = orbit.self_distances(self.x).div_(self.scale)
+
+    def _pairs(self) -> Tensor:
+        """Squared distances `[L, P]` of the pairs `i >= j` per lag, row by row, in blocks of rows."""
+        n, lags = len(self.x), torch.arange(self.orbit.count, device=self.x.device)
+        table = self.x.new_empty(len(lags), n * (n + 1) // 2)
+        rows = max(1, BLOCK // (16 * len(lags) * n))
+        for i in range(0, n, rows):
+            j = min(i + rows, n)
+            block = self.orbit.squared_distances(self.x[i:j], self.x[:j], lags)
+            table[:, i * (i + 1) // 2 : j * (j + 1) // 2] = block[:, self.lower[i:j, :j]]
+        return table
 
     @staticmethod
     def bytes(orbit: SpectralOrbit, n: int) -> int:
         """Memory that the distances of `n` images take."""
-        return 8 * len(orbit.half) * n * n
-
-    def _half_weights(self, *extents: Tensor) -> Tensor:
-        return self.orbit.lag_weights(*extents)[self.orbit.half] * self.orbit.multiplicity
+        return 4 * orbit.count * n * (n + 1)
 
     def gram(self, lengthscale: Tensor, *extents: Tensor) -> Tensor:
         """Gram matrix `[N, N]` of the images, differentiable in all arguments (scalars)."""
         differentiate = torch.is_grad_enabled() and any(t.requires_grad for t in (lengthscale, *extents))
         if differentiate:
-            weights, tangents = _tangents(self._half_weights, tuple(e.detach() for e in extents))
+            weights, tangents = _tangents(self.orbit.lag_weights, tuple(e.detach() for e in extents))
             rows = torch.stack([weights, *tangents])
         else:
-            rows = self._half_weights(*extents)[None]
-        half = _WeightedExp.apply(differentiate, self.distances, rows, lengthscale, *extents).view(len(self.x), -1)
-        return (half + half.T) / self._mean_variance(lengthscale, *extents)
+            rows = self.orbit.lag_weights(*extents)[None]
+        pairs = _WeightedExp.apply(differentiate, self.distances, rows, lengthscale, *extents)
+        return _symmetric(pairs / self._mean_variance(lengthscale, *extents), self.lower)
 
     def _mean_variance(self, lengthscale: Tensor, *extents: Tensor) -> Tensor:
         views = torch.exp(-0.5 * self.to_self / lengthscale.square()).mean(1)
@@ -160,7 +188,8 @@ class PatchKernel:
     with Nystroem features :math:`\phi` of an RBF kernel on patches [williams2001using], :math:`c_b` the cosine
     transform of the feature map over locations and `r` the location length on the grid [-1, 1].  As `r` grows the
     weights are shared by all places (an orbit of patches with uniform weights, [vanderwilk2017convolutional]); at
-    `r = 0` every place has its own: no symmetry at all.  The evidence is exact for these features.
+    `r = 0` every place has its own, as far as the modes kept tell places apart: no symmetry at all.  Distances are
+    divided by their mean under the weights, for every `r`.  The evidence is exact for these features.
 
     Parameters
     ----------
@@ -190,18 +219,23 @@ class PatchKernel:
         basis = self._cosine(side)
         self.cosines = torch.einsum("bi,cj->bcij", basis, basis).flatten(0, 1).flatten(1)
         order = torch.arange(self.modes)
-        self.group_of, index = (order[:, None] ** 2 + order**2).flatten().unique(return_inverse=True)
-        self.group_index = index
+        self.group_of, self.group_index = (order[:, None] ** 2 + order**2).flatten().unique(return_inverse=True)
+        self.stretch = images.shape[-1] / side  # a location length in units of the image, on the map of patches
         self.x = self._features(images)
         self.norms = self._group(self.x.square().sum(-1))  # [G, N]
-        self.distances = self._squared_distances(self.x, self.norms).flatten(1)
-        self.scale = float(self.distances.mean())
+        self.lower = torch.ones(len(images), len(images), dtype=torch.bool, device=images.device).tril_()
+        self.distances = self._squared_distances(self.x, self.norms)[:, self.lower]
+        self.scale = _mean_distance(self.distances.sum(0), len(images))
         self.distances /= self.scale
+        self.norms /= self.scale
+        self.x /= self.scale**0.5
+        self.whiten /= self.scale**0.5  # features of new images are scaled alike
+        self.mean = self.distances.sum(1) / (len(images) * (len(images) - 1) // 2)  # [G], over distinct pairs
 
     @staticmethod
     def bytes(pixels: Pixels, n: int, modes: int = 8) -> int:
-        """Memory that the distances of `n` images take (an upper estimate, whatever the pooling)."""
-        return 8 * n * n * modes * (modes + 1) // 2
+        """Memory that the distances of `n` images take while they are made (at most, whatever the pooling)."""
+        return 12 * n * n * modes * (modes + 1) // 2  # a full table and its lower triangle, which stays
 
     def _centres(self, images: Images, features: int) -> tuple[Tensor, float]:
         generator = torch.Generator().manual_seed(0)
@@ -210,9 +244,11 @@ class PatchKernel:
         views = views[torch.randperm(len(views), generator=generator)[:20_000]]
         busy = views[views.var(-1) > 1e-3 * views.var()]
         busy = busy if len(busy) >= 2 * features else views
-        means = MiniBatchKMeans(features, random_state=0, n_init=1, batch_size=2048).fit(busy.numpy())
+        count = min(features, len(busy))
+        means = MiniBatchKMeans(count, random_state=0, n_init=1, batch_size=2048).fit(busy.numpy())
         centres = torch.as_tensor(means.cluster_centers_, dtype=images.dtype)
-        return centres, 0.5 * float(torch.pdist(busy[:500]).median())
+        apart = torch.pdist(busy[:500])
+        return centres, 0.5 * float(apart[apart > 0].median())
 
     def _rbf(self, flat: Tensor) -> Tensor:
         scale = -0.5 / self.length**2
@@ -245,14 +281,14 @@ class PatchKernel:
         return table.clamp_min_(0)
 
     def mode_weights(self, location_length: Tensor | float) -> Tensor:
-        """Weights `[G]` of the groups of modes, mean one."""
-        s = torch.exp(-(math.pi**2) / 8 * self.group_of * location_length**2)
-        return s / s.sum() * len(s)
+        """Weights `[G]` of the groups of modes; the mean distance under them is one for every location length."""
+        s = torch.exp(-(math.pi**2) / 8 * self.group_of * (self.stretch * location_length) ** 2)
+        return s / (s @ self.mean)
 
     def gram(self, lengthscale: Tensor, location_length: Tensor | float = 0.0) -> Tensor:
         """Gram matrix `[N, N]`, differentiable in both arguments (scalars)."""
-        distance = (self.mode_weights(location_length) @ self.distances).view(self.x.shape[1], -1)
-        return torch.exp(-0.5 * distance / lengthscale.square())
+        distance = self.mode_weights(location_length) @ self.distances
+        return _symmetric(torch.exp(-0.5 * distance / lengthscale.square()), self.lower)
 
     def cross(self, images: Images, draws: list[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
         """Kernel between new images and the conditioned ones; see `OrbitKernel.cross`."""
@@ -262,8 +298,7 @@ class PatchKernel:
 
     def _cross(self, images: Images, draws: list[tuple[Tensor, ...]]) -> Tensor:
         new = self._features(self.pixels(images))
-        norms = self._group(new.square().sum(-1))
-        distances = self._squared_distances(new, norms).div_(self.scale)
+        distances = self._squared_distances(new, self._group(new.square().sum(-1)))
         covariance = [
             torch.exp(-0.5 * torch.tensordot(self.mode_weights(*where or (0.0,)), distances, 1) / lengthscale.square())
             for lengthscale, *where in draws

@@ -123,20 +123,9 @@ class SampledOrbit(Orbit):
 
 
 class SpectralOrbit(ABC):
-    """An orbit of a commutative orthogonal group, known through its lags.
-
-    Attributes
-    ----------
-    half : Tensor `[S]`
-        Indices into the lags that suffice on one set of images: with `A` the sum over them,
-        the Gram matrix is `A + A^T`.
-    multiplicity : Tensor `[S]`
-        1 for a lag that stands for itself and its inverse, 1/2 for one that is its own inverse.
-    """
+    """An orbit of a commutative orthogonal group, known through its lags."""
 
     representation: Pixels | Polar
-    half: Tensor
-    multiplicity: Tensor
 
     @abstractmethod
     def lag_weights(self, *extents: Tensor) -> Tensor:
@@ -205,12 +194,6 @@ class Turns(SpectralOrbit):
         if density is not None and mirror:
             raise BadInput("density: a learned range goes without reflections; leave it out or set mirror=False")
         self.representation, self.order, self.density, self.mirror = polar, order, density, mirror
-        turns = torch.arange(order // 2 + 1)
-        own_inverse = (turns == 0) | (2 * turns == order)
-        self.half, self.multiplicity = turns, torch.where(own_inverse, 0.5, 1.0)
-        if mirror:  # T_s M is an involution: each reflected lag is its own inverse
-            self.half = torch.cat([self.half, order + torch.arange(order)])
-            self.multiplicity = torch.cat([self.multiplicity, torch.full((order,), 0.5)])
 
     @property
     def count(self) -> int:
@@ -293,9 +276,6 @@ class Shifts(SpectralOrbit):
         self.representation, self.reach, self.density = pixels, reach, density
         side = torch.arange(-2 * reach, 2 * reach + 1)
         self.offsets = torch.cartesian_prod(side, side)  # lag s: T_s moves content by +offset (rows, columns)
-        middle = len(self.offsets) // 2
-        self.half = torch.arange(middle, len(self.offsets))
-        self.multiplicity = torch.where(self.half == middle, 0.5, 1.0)
 
     @property
     def count(self) -> int:

@@ -1,8 +1,8 @@
 r"""Gaussian processes with the function marginalised exactly, and the classes they predict.
 
-Class labels are coded by orthonormal contrasts of the one-hot vectors, scaled to unit variance per output for
-balanced classes: `C - 1` outputs whose inner products are those of centred one-hot vectors (which are linearly
-dependent and would count the data twice); two classes give one output of -1 and +1.
+Class labels are coded by orthonormal contrasts of the one-hot vectors, centred and scaled to unit variance per output
+over the data: `C - 1` outputs whose inner products are those of centred one-hot vectors (which are linearly dependent
+and would count the data twice); two classes give one output, -1 and +1 if they are equally frequent.
 """
 
 import math
@@ -12,12 +12,22 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
 
-def class_codes(classes: int) -> Tensor:
-    """Target vectors `[classes, classes - 1]`: columns sum to zero and are orthogonal with norm `sqrt(classes)`."""
+def class_codes(frequencies: Tensor) -> Tensor:
+    r"""Target vectors `[C, C - 1]` of classes of given frequencies `[C]`.
+
+    .. math:: t_c = s\, H^T (e_c - p), \quad s^2 = (C - 1) / (1 - \textstyle\sum_c p_c^2)
+
+    with the orthonormal contrasts `H` `[C, C - 1]` (Helmert): of mean zero and of mean square one per output, over
+    the classes.
+    """
+    share = frequencies.to(torch.float64) / frequencies.sum()
+    classes = len(share)
     helmert = torch.zeros(classes - 1, classes, dtype=torch.float64)
     for k in range(1, classes):
         helmert[k - 1, :k], helmert[k - 1, k] = -1.0, float(k)
-    return (helmert / helmert.norm(dim=1, keepdim=True) * math.sqrt(classes)).T.contiguous()
+    contrasts = (helmert / helmert.norm(dim=1, keepdim=True)).T
+    scale = math.sqrt((classes - 1) / float(1 - share.square().sum()))
+    return scale * (contrasts - share @ contrasts)
 
 
 def code_log_density(mean: Tensor, variance: Tensor, codes: Tensor) -> Tensor:

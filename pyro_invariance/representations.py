@@ -27,7 +27,8 @@ class Pixels:
     margin : int
         Zero pixels (after pooling) added on every side.
     normalise : bool
-        Halve the differences between channels, then divide each image by its norm; shifts change neither.
+        Subtract the ground (the median of the border pixels), halve the differences between channels, then divide
+        each image by its norm; shifts on that ground change none of these.
     """
 
     pool: int = 1
@@ -38,7 +39,9 @@ class Pixels:
         """Pool and pad `[..., C, H, W]`."""
         flat = images.flatten(0, -4) if images.dim() > 3 else images[None]
         pooled = F.avg_pool2d(flat, self.pool, ceil_mode=True) if self.pool > 1 else flat
-        padded = F.pad(_unit(_half_colour(pooled)) if self.normalise else pooled, [self.margin] * 4)
+        if self.normalise:
+            pooled = _unit(_half_colour(pooled - ground(pooled)))
+        padded = F.pad(pooled, [self.margin] * 4)
         return padded.reshape(*images.shape[:-2], *padded.shape[-2:])
 
     def rotate(self, x: Tensor, angle: Tensor) -> Tensor:
@@ -96,13 +99,14 @@ class Polar:
     window: float = 0.0
 
     def __call__(self, images: Images) -> Tensor:
-        """Resample `[..., C, H, W]` bilinearly (`align_corners=False`, zeros outside)."""
+        """Resample `[..., C, H, W]` bilinearly (`align_corners=False`, the border goes on outside)."""
         flat = images.flatten(0, -4) if images.dim() > 3 else images[None]
         like: dict[str, Any] = {"dtype": images.dtype, "device": images.device}
         radius = (torch.arange(self.rings, **like) + 0.5) / self.rings
         angle = torch.arange(self.angles, **like) * (2 * math.pi / self.angles)
         grid = torch.stack([radius[:, None] * angle.cos(), -radius[:, None] * angle.sin()], -1)
-        sampled = F.grid_sample(flat, grid.expand(len(flat), -1, -1, -1), align_corners=False)
+        grid = grid.expand(len(flat), -1, -1, -1)
+        sampled = F.grid_sample(flat, grid, padding_mode="border", align_corners=False)
         pixels_on_disk = math.pi / 4 * images.shape[-1] * images.shape[-2]
         area = radius / radius.sum() / self.angles  # sums to one over the disk
         if self.normalise:
@@ -128,6 +132,12 @@ class Polar:
     def mirror(self, x: Tensor) -> Tensor:
         """Map the angle `a` to `-a`: up and down are exchanged."""
         return x.flip(-1).roll(1, -1)
+
+
+def ground(images: Images) -> Tensor:
+    """Median of the border pixels of each channel, `[..., C, 1, 1]`: what a shift would move in from outside."""
+    sides = (images[..., 0, :], images[..., -1, :], images[..., 0], images[..., -1])
+    return torch.cat(sides, -1).median(-1).values[..., None, None]
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def _margin(*fits: Fit) -> float:
     """What a gap between these must exceed: the floor and every error that was measured."""
     errors = [FLOOR, 2 * math.hypot(*(f.evidence.std_error for f in fits))]
     for f in fits:
-        errors += [f.seed_spread, f.evidence.drift or 0.0, f.evidence.looseness or 0.0]
+        errors += [f.seed_spread or 0.0, f.evidence.drift or 0.0, f.evidence.looseness or 0.0]
     return max(errors)
 
 

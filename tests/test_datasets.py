@@ -292,13 +292,14 @@ def test_kind_is_inferred_unless_given(shape, given, kind, tmp_path):
 @pytest.mark.parametrize(
     ("h", "w", "top", "left"), [(4, 8, 2, 0), (8, 4, 0, 2), (5, 8, 1, 0), (8, 5, 0, 1), (6, 6, 0, 0)]
 )
-def test_non_square_images_are_centred_on_zeros(h, w, top, left):
+def test_non_square_images_are_centred_on_their_ground(h, w, top, left):
     x = np.random.default_rng(0).random((N, h, w)) + 1
+    x[:, [0, -1]], x[:, :, [0, -1]] = 7.0, 7.0
     data = from_arrays("mine", x, LABELS)
     side = max(h, w)
     assert data.x.shape == (N, 1, side, side)
     assert torch.equal(data.x[:, 0, top : top + h, left : left + w], torch.tensor(x))
-    assert int((data.x != 0).sum()) == x.size
+    assert int((data.x == 7.0).sum()) == N * (side * side - (h - 2) * (w - 2))
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -370,7 +371,7 @@ def test_subsets_for_regression_are_plain_draws():
 
 @pytest.mark.parametrize("classes", [2, 3, 5, 10])
 def test_contrasts_are_centred_one_hots_without_their_redundancy(classes):
-    codes = class_codes(classes)
+    codes = class_codes(torch.ones(classes))
     assert codes.shape == (classes, classes - 1)
     assert codes.dtype == torch.float64
     exact = {"rtol": 0, "atol": 1e-12}
@@ -386,6 +387,15 @@ def test_two_classes_are_minus_and_plus_one():
     assert "-1 and +1" in data.coding
     boolean = from_arrays("mine", IMAGES, np.arange(N) % 2 == 1)
     assert torch.equal(boolean.targets, data.targets)
+
+
+def test_unequal_classes_have_centred_targets_of_unit_variance():
+    labels = np.array([0] * 14 + [1] * 4 + [2] * 2)
+    data = from_arrays("mine", IMAGES[:20], labels)
+    torch.testing.assert_close(data.targets.mean(0), torch.zeros(2), rtol=0, atol=1e-12)
+    torch.testing.assert_close(data.targets.square().mean(), torch.tensor(1.0), rtol=0, atol=1e-12)
+    apart = torch.cdist(data.codes, data.codes)[~torch.eye(3, dtype=torch.bool)]
+    torch.testing.assert_close(apart, apart[:1].expand(6))  # no class is farther than another one
 
 
 def test_balanced_classes_have_unit_variance_targets():

@@ -241,3 +241,17 @@ def test_bad_input_is_named():
         Dihedral(-1)
     with pytest.raises(BadInput, match="continuous"):
         SO2().elements()
+
+
+def test_white_ground_is_as_good_as_black():
+    x = torch.zeros(3, 2, 12, 12)
+    x[..., 4:8, 3:9] = torch.rand(3, 2, 4, 6)
+    for pixels in (Pixels(normalise=True), Pixels(2, margin=1, normalise=True)):
+        torch.testing.assert_close(pixels(1 - x), -pixels(x))
+        torch.testing.assert_close(pixels(0.5 + 2 * x), pixels(x))
+        moved = pixels.shift(Pixels(pixels.pool, 3, normalise=True)(1 - x), torch.tensor([1, -1]))
+        torch.testing.assert_close(
+            moved, Pixels(pixels.pool, 3, normalise=True)(1 - x.roll((pixels.pool, -pixels.pool), (-2, -1)))
+        )
+    polar = Polar(6, 32, normalise=True)
+    torch.testing.assert_close(polar(1 - x), -polar(x))

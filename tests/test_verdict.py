@@ -272,7 +272,8 @@ def test_range_is_read_off_its_posterior():
     [
         (True, (0.0, 0.01), set()),
         (True, (1.0, 2.0), {"rotation"}),
-        (True, (2.0, 3.0), TURNS),
+        (True, (2.4, 3.0), TURNS),
+        (True, (2.0, 3.0), {"rotation"}),  # saturated, but two thirds of the circle are as likely
         (False, (2.0, 3.0), {"rotation"}),  # the end of what was looked at is no group
     ],
 )
@@ -285,7 +286,7 @@ def test_range_holds_what_it_has_become(whole, draws, held):
 
 def test_two_ranges_are_gone_or_whole_together():
     hypothesis = ranged(a=WHOLE, b=WHOLE)
-    gone, half, full = (fitting._range(posterior(*d), WHOLE) for d in ((0.0, 0.01), (1.0, 2.0), (2.0, 3.0)))
+    gone, half, full = (fitting._range(posterior(*d), WHOLE) for d in ((0.0, 0.01), (1.0, 2.0), (2.4, 3.0)))
     for a, b, held in (
         (gone, gone, set()),
         (gone, half, {"rotation"}),

@@ -30,7 +30,7 @@ class Evidence:
     bound : str
         `exact`, `lower`, `upper` (in expectation) or `estimate`.
     khat : float or None
-        Pareto shape of the importance weights; None where there are none.
+        Pareto shape of the importance weights, a rough figure below some hundred draws; None where there are none.
     looseness : float or None
         Importance-sampled evidence minus this lower bound, nats.
     drift : float or None
@@ -49,15 +49,6 @@ class Evidence:
             self.bound
         ]
         return f"log evidence {self.value:.1f} +- {self.std_error:.2f} nats{side}"
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A Pyro model with its arguments, and optionally a fitted guide: what an estimator works on."""
-
-    model: Callable
-    args: tuple = ()
-    guide: Callable | None = None
 
 
 @dataclass

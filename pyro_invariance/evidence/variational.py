@@ -102,7 +102,7 @@ def elbo(draws: Draws) -> Evidence:
         float(logs.std()) / math.sqrt(count) if count > 1 else 0.0,
         "lower",
         khat=pareto_khat(logs),
-        looseness=max(0.0, sampled - value),
+        looseness=sampled - value,
         drift=draws.drift,
     )
 
