@@ -135,7 +135,7 @@ def fit(hypothesis: Hypothesis, data: Dataset, seed: int = 0) -> Fit:
     rivals = [m for m in modes if m is not best and m not in met]
     mode, cholesky = laplace(log_joint, best.z)
     tops = [
-        maximise(log_joint, m.z, prior=False, inverse_hessian=m.inverse_hessian, max_iter=30).value
+        maximise(log_joint, m.z, prior=False, inverse_hessian=m.inverse_hessian, gtol=0.5, max_iter=30).value
         for m in (best, *rivals)
         if m.value > best.value - RIVAL
     ]

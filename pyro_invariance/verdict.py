@@ -69,6 +69,12 @@ def _same(f: Fit, g: Fit) -> bool:
     return a_range and f.base == g.base and f.contains == g.contains
 
 
+def _lacks(f: Fit, symmetry: str) -> bool:
+    """Whether a hypothesis is without a symmetry; a range that may have reached the whole group is on neither side."""
+    may_have = symmetry in f.claims and bool(f.extents) and all(r.saturated for r in f.extents.values())
+    return symmetry not in f.contains and not may_have
+
+
 def _margin(*fits: Fit) -> float:
     """What a gap between these must exceed: the floor and every error that was measured."""
     errors = [FLOOR, 2 * math.hypot(*(f.evidence.std_error for f in fits))]
@@ -82,7 +88,7 @@ def _contrast(symmetry: str, fits: list[Fit], null: Fit | None) -> Verdict:
     for base in sorted(bases):  # an elementary symmetry lives in one base of an entry
         inside = [f for f in fits if f.base == base]
         having = [f for f in inside if symmetry in f.contains]
-        lacking = [f for f in inside if symmetry not in f.contains]
+        lacking = [f for f in inside if _lacks(f, symmetry)]
 
         def say(verdict, reason, gap=None, margin=None, certified=False, base=base):  # type: ignore[no-untyped-def]
             return Verdict(symmetry, verdict, certified, gap, margin, base, None, reason)

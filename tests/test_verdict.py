@@ -1,5 +1,6 @@
 """The rule that turns evidences into verdicts, clause by clause, on hand-made fits."""
 
+import dataclasses
 import math
 
 import pytest
@@ -294,6 +295,15 @@ def test_two_ranges_are_gone_or_whole_together():
         (full, full, TURNS),
     ):
         assert fitting._contains(hypothesis, {"a": a, "b": b}) == held
+
+
+@pytest.mark.parametrize(("saturated", "verdict"), [(True, "supported"), (False, "undecided")])
+def test_range_that_may_be_whole_is_on_neither_side(saturated, verdict):
+    ends = Range(2.9, 0.2, 2.3, 3.1, "rad", saturated=saturated, zero=False)
+    may_be = dataclasses.replace(made("rotation", 40.0), extents={"rotation": ends})
+    fits = (NULL, TRIVIAL, made("SO2", 41.0), may_be)
+    assert judge("SO2", *fits).verdict == verdict
+    assert judge("rotation", *fits).verdict == "supported"
 
 
 def test_range_that_went_to_zero_is_its_trivial():
