@@ -93,11 +93,17 @@ def predict(
         mean = torch.zeros(len(draws), len(images), targets.shape[1])
         return mean, torch.stack([(priors.NOISE_FLOOR + d["noise"]).expand(len(images)) for d in draws])
     points = [(d["lengthscale"], *(d[name] for name in ranges)) for d in draws]
-    moments = []
-    for d, point, cross, prior in zip(draws, points, *kernel.cross(images, points), strict=True):
-        process = GaussianProcess(kernel.gram(*point), d["variance"], priors.NOISE_FLOOR + d["noise"], targets.shape)
-        moments.append(process.condition(targets, cross, prior))
-    return torch.stack([mean for mean, _ in moments]), torch.stack([variance for _, variance in moments])
+    processes = [
+        GaussianProcess(kernel.gram(*point), d["variance"], priors.NOISE_FLOOR + d["noise"], targets.shape)
+        for d, point in zip(draws, points, strict=True)
+    ]
+    means, variances = [], []
+    for block in images.split(max(1, BLOCK // (8 * len(draws) * len(targets)))):
+        at_block = zip(processes, *kernel.cross(block, points), strict=True)
+        moments = [process.condition(targets, cross, prior) for process, cross, prior in at_block]
+        means.append(torch.stack([mean for mean, _ in moments]))
+        variances.append(torch.stack([variance for _, variance in moments]))
+    return torch.cat(means, 1), torch.cat(variances, 1)
 
 
 def hypotheses(data: Dataset, nodes: int = NODES, scale: float = 1.0) -> list[Hypothesis]:

@@ -73,10 +73,11 @@ class _WeightedExp(torch.autograd.Function):
         return None, None, None, by_lengthscale, *by_extent
 
 
-def _mean_distance(pairs: Tensor, n: int) -> float:
-    """Mean over distinct pairs of `[P]` squared distances of all pairs `i >= j`."""
+def _mean_distance(pairs: Tensor, norms: Tensor) -> float:
+    """Mean over distinct pairs of `[P]` squared distances of all pairs `i >= j` of images of squared norm `[N]`."""
+    n = len(norms)
     mean = float(pairs.sum()) / max(1, n * (n - 1) // 2)
-    if not mean > 0:
+    if not mean > 1e-12 * float(norms.mean()):  # what rounding leaves
         raise BadInput(f"images: all {n} are the same once their brightness and contrast are normalised")
     return mean
 
@@ -118,7 +119,7 @@ class OrbitKernel:
         self.x = orbit.representation(images)
         self.lower = torch.ones(len(images), len(images), dtype=torch.bool, device=images.device).tril_()
         self.distances = self._pairs()
-        self.scale = _mean_distance(self.distances[orbit.identity], len(images))
+        self.scale = _mean_distance(self.distances[orbit.identity], self.x.flatten(1).square().sum(1))
         self.distances /= self.scale
         self.to_self = orbit.self_distances(self.x).div_(self.scale)
 
@@ -225,7 +226,7 @@ class PatchKernel:
         self.norms = self._group(self.x.square().sum(-1))  # [G, N]
         self.lower = torch.ones(len(images), len(images), dtype=torch.bool, device=images.device).tril_()
         self.distances = self._squared_distances(self.x, self.norms)[:, self.lower]
-        self.scale = _mean_distance(self.distances.sum(0), len(images))
+        self.scale = _mean_distance(self.distances.sum(0), self.norms.sum(0))
         self.distances /= self.scale
         self.norms /= self.scale
         self.x /= self.scale**0.5

@@ -6,6 +6,7 @@ and would count the data twice); two classes give one output, -1 and +1 if they 
 """
 
 import math
+from functools import cached_property
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -109,6 +110,7 @@ class GaussianProcess(TorchDistribution):
             return torch.distributions.Normal(0.0, self.noise.sqrt()).log_prob(value).sum()
         return _LogEvidence.apply(self.gram, self.signal, self.noise, value)
 
+    @cached_property
     def _cholesky(self) -> Tensor:
         assert self.gram is not None
         covariance = self.gram * self.signal
@@ -118,7 +120,7 @@ class GaussianProcess(TorchDistribution):
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:
         """Draw targets `[*sample_shape, N, outputs]`."""
         eps = torch.randn(self._extended_shape(sample_shape), dtype=self.noise.dtype, device=self.noise.device)
-        return eps * self.noise.sqrt() if self.gram is None else self._cholesky() @ eps
+        return eps * self.noise.sqrt() if self.gram is None else self._cholesky @ eps
 
     def condition(self, value: Tensor, cross: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
         """Predict at new inputs: targets `[N, outputs]`, correlations `[M, N]` with the old and `[M]` with themselves.
@@ -128,7 +130,6 @@ class GaussianProcess(TorchDistribution):
         Tensor `[M, outputs]`, Tensor `[M]`
             Predictive mean and variance (noise included).
         """
-        cholesky = self._cholesky()
-        half = torch.linalg.solve_triangular(cholesky, cross.T, upper=False).mul_(self.signal)  # [N, M]
-        white = torch.linalg.solve_triangular(cholesky, value, upper=False)
+        half = torch.linalg.solve_triangular(self._cholesky, cross.T, upper=False).mul_(self.signal)  # [N, M]
+        white = torch.linalg.solve_triangular(self._cholesky, value, upper=False)
         return half.T @ white, (self.signal * prior - half.square().sum(0)).clamp_min(0) + self.noise

@@ -40,7 +40,7 @@ class Pixels:
         flat = images.flatten(0, -4) if images.dim() > 3 else images[None]
         pooled = F.avg_pool2d(flat, self.pool, ceil_mode=True) if self.pool > 1 else flat
         if self.normalise:
-            pooled = _unit(_half_colour(pooled - ground(pooled)))
+            pooled = _unit(_half_colour(pooled - ground(pooled)), pooled)
         padded = F.pad(pooled, [self.margin] * 4)
         return padded.reshape(*images.shape[:-2], *padded.shape[-2:])
 
@@ -114,7 +114,7 @@ class Polar:
             sampled = sampled - (sampled * area[:, None]).sum((-2, -1), keepdim=True)
         weight = (area * pixels_on_disk).sqrt() * (1 - self.window * radius.square())
         arrays = self._drop_nyquist(sampled * weight[:, None])
-        arrays = _unit(arrays) if self.normalise else arrays
+        arrays = _unit(arrays, flat) if self.normalise else arrays
         return arrays.reshape(*images.shape[:-2], self.rings, self.angles)
 
     def _drop_nyquist(self, x: Tensor) -> Tensor:
@@ -140,10 +140,10 @@ def ground(images: Images) -> Tensor:
     return torch.cat(sides, -1).median(-1).values[..., None, None]
 
 
-def _unit(x: Tensor) -> Tensor:
-    """Images `[..., C, *, *]` of norm one; one that is zero stays so."""
-    norm = x.flatten(-3).norm(dim=-1)[..., None, None, None]
-    return x / norm.clamp_min(torch.finfo(x.dtype).tiny ** 0.5)
+def _unit(x: Tensor, raw: Tensor) -> Tensor:
+    """Images `[..., C, *, *]` of norm one; what is only the rounding of `raw` images is zero."""
+    norm, floor = (t.flatten(-3).norm(dim=-1)[..., None, None, None] for t in (x, 1e-12 * raw))
+    return torch.where(norm > floor, x / norm.clamp_min(torch.finfo(x.dtype).tiny ** 0.5), 0.0)
 
 
 def _half_colour(x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from pyro_invariance.densities import SoftUniform
 from pyro_invariance.kernels import OrbitKernel, PatchKernel
 from pyro_invariance.orbits import Shifts, SpectralOrbit, Turns
 from pyro_invariance.representations import Pixels, Polar
+from pyro_invariance.typing import BadInput
 
 # Torch scripts its forward-mode decompositions the first time that they are asked for, and deprecates its own scripts.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -277,3 +278,23 @@ def test_patch_kernel_draws_its_own_random_numbers(images):
     again = PatchKernel(Pixels(1), 3, images, features=12).distances
     assert torch.equal(first, again)
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_images_that_differ_in_brightness_only_are_refused():
+    flat = torch.linspace(0.1, 1, N)[:, None, None, None].expand(N, 1, SIDE, SIDE)
+    same = torch.rand(1, 1, SIDE, SIDE) * flat  # one picture, at several contrasts
+    polar = Polar(4, 16, normalise=True)
+    for make in (
+        lambda x: OrbitKernel(Turns(polar, 16), x),
+        lambda x: OrbitKernel(Shifts(Pixels(normalise=True), 2), x),
+        lambda x: PatchKernel(Pixels(normalise=True), 3, x, features=4),
+    ):
+        for images in (flat, same):
+            with pytest.raises(BadInput, match=f"all {N} are the same"):
+                make(images)
+
+
+def test_few_patches_make_few_features():
+    kernel = PatchKernel(Pixels(1), 5, torch.rand(3, 1, 6, 6))  # 12 patches in all, 96 centres wanted
+    assert len(kernel.centres) <= 12
+    assert torch.isfinite(kernel.gram(LENGTH, torch.tensor(0.4))).all()
