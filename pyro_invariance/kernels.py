@@ -245,10 +245,12 @@ class PatchKernel:
         views = views[torch.randperm(len(views), generator=generator)[:20_000]]
         busy = views[views.var(-1) > 1e-3 * views.var()]
         busy = busy if len(busy) >= 2 * features else views
+        apart = torch.pdist(busy[:500])
+        if not (apart > 0).any():
+            raise BadInput(f"images: all {len(images)} are constant")
         count = min(features, len(busy))
         means = MiniBatchKMeans(count, random_state=0, n_init=1, batch_size=2048).fit(busy.numpy())
         centres = torch.as_tensor(means.cluster_centers_, dtype=images.dtype)
-        apart = torch.pdist(busy[:500])
         return centres, 0.5 * float(apart[apart > 0].median())
 
     def _rbf(self, flat: Tensor) -> Tensor:
