@@ -78,7 +78,8 @@ class Fit:
     extents : dict of str to Range
         Posterior of every learned range.
     draws, prior : dict of str to Tensor `[S]`
-        Draws of the sites from the guide and from the prior.
+        Draws of the sites from the guide (first those that the evidence and the predictions come from) and from the
+        prior.
     weighted : Tensor `[W, D + 3]`
         Draws that the evidence was computed from (unconstrained), with log prior, likelihood and guide density.
     test_mean : Tensor `[M, O]`
@@ -151,7 +152,8 @@ def fit(hypothesis: Hypothesis, data: Dataset, seed: int = 0) -> Fit:
         evidence = elbo(drawn)
         if (evidence.looseness or 0.0) < TIGHT and evidence.std_error < TIGHT / 2:
             break
-    posterior = _constrained(log_joint, guide.get_posterior().sample(torch.Size([POSTERIOR])).detach())
+    more_draws = guide.get_posterior().sample(torch.Size([POSTERIOR - DRAWS])).detach()
+    posterior = _constrained(log_joint, torch.cat([drawn.z, more_draws]))
     ranges = {name: _range(posterior[name], extent) for name, extent in hypothesis.extents.items()}
     mean, density = _predict(hypothesis, args, [log_joint.unpack(z) for z in drawn.z[:PREDICTIVE]], data)
     terms = torch.stack([drawn.log_prior, drawn.log_likelihood, drawn.log_guide], 1)
