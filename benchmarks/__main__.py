@@ -14,7 +14,7 @@ import pyro_invariance
 from benchmarks.cases import CASES, Absent, PermutedPolar
 from pyro_invariance import zoo
 from pyro_invariance.representations import Polar
-from pyro_invariance.selection import Selection, choose
+from pyro_invariance.results import Selection
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,7 +58,7 @@ def run(name: str, seed: int, nodes: int, scale: float, out: Path) -> dict:
     data = case.data(seed)
     entry.Polar = partial(PermutedPolar, seed=seed) if name == "permuted polar" else Polar
     every = entry.hypotheses(data, nodes=nodes, scale=scale)
-    wanted = {h.label for h in choose(data, "orbit_gp", case.hypotheses)}
+    wanted = {h.label for h in zoo.choose(data, "orbit_gp", case.hypotheses)}
     start = time.perf_counter()
     result = pyro_invariance.select(data, hypotheses=[h for h in every if h.label in wanted], seed=seed)
     row = {"code": code(), "wall_seconds": time.perf_counter() - start, **row_of(result)}

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from pyro_invariance import priors
@@ -270,6 +271,6 @@ def data(planted: str = "rotation", seed: int = 0, size: int = 300, test: int = 
     with torch.no_grad():
         gram = kernel.gram(torch.tensor(0.7), *(torch.tensor(extents[k]) for k in chosen.extents))
     noisy = GaussianProcess(gram, torch.tensor(1.0), torch.tensor(0.01), (count, 1))
-    pyro.set_rng_seed(seed)
-    values = noisy.sample()[:, 0].numpy()
+    with poutine.seed(rng_seed=seed):  # the caller's random numbers go on as if nothing had been drawn
+        values = noisy.sample()[:, 0].numpy()
     return from_arrays(plain.name, images[:size], values[:size], images[size:], values[size:])

@@ -3,7 +3,9 @@
 from pyro_invariance.datasets import Dataset, from_arrays, load
 from pyro_invariance.evidence.base import Evidence
 from pyro_invariance.profiles import profile
-from pyro_invariance.selection import VERSION, Selection, select
+from pyro_invariance.results import Selection
+from pyro_invariance.runs import VERSION
+from pyro_invariance.selection import select
 from pyro_invariance.typing import BadInput
 from pyro_invariance.zoo import Card, Extent, Hypothesis
 

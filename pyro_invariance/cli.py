@@ -14,8 +14,9 @@ matplotlib.use("Agg")
 import numpy as np
 import torch
 
-from pyro_invariance import datasets, plotting, selection, zoo
+from pyro_invariance import datasets, plotting, results, zoo
 from pyro_invariance.profiles import profile
+from pyro_invariance.selection import NothingFitted, select
 from pyro_invariance.typing import BadInput
 
 
@@ -25,7 +26,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="pyro-invariance", description="Which symmetry do the data have? Selection by evidence.")
+    parser = _Parser(
+        prog="pyro-invariance",
+        description="Which symmetry do the data have? Selection by evidence.",
+        epilog="exit status: 0 done; 1 a hypothesis failed or was refused, the rest stands; 2 bad input; 130 interrupted",
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     data_help = "built-in name (digits) or an .npz with x_train, y_train and optionally x_test, y_test, kind"
 
@@ -63,14 +68,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; exit status 0, 1 when a hypothesis failed, 2 for bad input."""
+    """Run a command; exit status 0, 1 when a hypothesis failed or was refused, 2 for bad input, 130 interrupted."""
     try:
         chosen = _parser().parse_args(arguments)
         return int(chosen.function(chosen))
     except BadInput as error:
         print(f"pyro-invariance: {error}", file=sys.stderr)
         return 2
-    except selection.NothingFitted as error:
+    except NothingFitted as error:
         print(f"pyro-invariance: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -84,14 +89,14 @@ def _select(chosen: argparse.Namespace) -> int:
     data = datasets.load(chosen.data, chosen.seed)
     names = None if chosen.hypotheses is None else [n for n in chosen.hypotheses.split(",") if n]
     out = Path(chosen.out or f"runs/{data.name}-{chosen.model}-seed{chosen.seed}-{data.sha256[:8]}")
-    result = selection.select(data, chosen.model, names, seed=chosen.seed, out=out, jobs=chosen.jobs)
+    result = select(data, chosen.model, names, seed=chosen.seed, out=out, jobs=chosen.jobs)
     pictures = plotting.save_all(result, out)
     print(describe(result))
     print(f"\nin {out}: selection.json, posterior.nc, {', '.join(p.name for p in pictures)}")
     return 1 if result.failed else 0
 
 
-def describe(result: selection.Selection) -> str:
+def describe(result: results.Selection) -> str:
     """The outcome for a terminal: the table, the verdicts in words, the best model."""
     data, best = result.data, result.best
     drawn = (
@@ -104,6 +109,8 @@ def describe(result: selection.Selection) -> str:
     for name, v in result.verdicts.items():
         certain = ", certified" if v.certified else ""
         lines.append(f"{name:12} {v.verdict:10}{certain} ({v.base}: {v.reason})")
+    if result.omitted:
+        lines += ["", f"not fitted, so the verdicts know nothing of them: {', '.join(result.omitted)}"]
     lines += ["", f"best model: {best.label}, {best.evidence}"]
     return "\n".join(lines)
 
@@ -119,10 +126,10 @@ def _writable(path: str | Path, ending: str) -> Path:
 
 
 def _predict(chosen: argparse.Namespace) -> int:
-    run = selection.load(chosen.run)
+    run = results.load(chosen.run)
+    out = _writable(chosen.out or Path(chosen.run) / "predictions.npz", ".npz")
     images = datasets.load_new(chosen.new, run.data)
     scores = run.predict(images, chosen.hypothesis).numpy()
-    out = _writable(chosen.out or Path(chosen.run) / "predictions.npz", ".npz")
     if run.data.classes is None:
         np.savez_compressed(out, value=scores)
     else:
@@ -136,9 +143,10 @@ def _profile(chosen: argparse.Namespace) -> int:
     if chosen.images < 2 or chosen.seed < 0:
         raise BadInput(f"images, seed: got {chosen.images} and {chosen.seed}; 2 images or more, a seed of 0 or more")
     data = datasets.load(chosen.data, chosen.seed).subset(chosen.images, chosen.seed)
-    candidates = [h for h in selection.choose(data, chosen.model, [chosen.hypothesis]) if h.extents]
+    candidates = [h for h in zoo.choose(data, chosen.model, [chosen.hypothesis]) if h.extents]
     if not candidates:
         raise BadInput(f"hypothesis: {chosen.hypothesis!r} has no learned range to profile")
+    print(f"{data.name}, {len(data.y)} of {data.total} images: largest log joint density, the rest optimised")
     result = profile(candidates[0], data)
     for extent, value in zip(result.extent, result.log_density, strict=True):
         shown = f"{np.degrees(extent):8.1f} deg" if result.unit == "rad" else f"{extent:8.3f}"

@@ -49,6 +49,8 @@ class Dataset:
         Training items before a subset was drawn.
     sha256 : str
         Digest of all arrays as given.
+    dtype : str
+        Of the inputs as given: new ones must have the same scale.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Dataset:
     classes: int | None
     total: int
     sha256: str
+    dtype: str
 
     @property
     def codes(self) -> Tensor | None:
@@ -135,7 +138,12 @@ def load_new(source: str | Path, data: Dataset) -> Tensor:
     if not path.is_file():
         raise BadInput(f"new: no file {str(source)!r}")
     arrays = _read(path, ("x",), ("x_test",))
-    x = _inputs("x", arrays["x"] if "x" in arrays else arrays["x_test"])
+    raw = _array("x", arrays["x"] if "x" in arrays else arrays["x_test"])
+    if not _one_scale(raw.dtype, np.dtype(data.dtype)):
+        raise BadInput(f"x: got dtype {raw.dtype}; the run was on {data.dtype}, and so is the scale of its inputs")
+    if len(raw) == 0:
+        raise BadInput(f"x: got shape {raw.shape}; one item or more is accepted")
+    x = _inputs("x", raw)
     if data.kind == "images":
         if x.ndim not in (3, 4):
             raise BadInput(f"x: got shape {x.shape}; images are [N, H, W] or [N, H, W, C]")
@@ -207,15 +215,15 @@ def from_arrays(
         raise BadInput("x_test, y_test: got only one of the two; give both or none")
     x_test = x_train[:0] if x_test is None else _array("x_test", x_test)
     y_test = y_train[:0] if y_test is None else _array("y_test", y_test)
-    for what, test, train in (("x_test", x_test, x_train), ("y_test", y_test, y_train)):
-        if (test.dtype.kind == "f") != (train.dtype.kind == "f") or (what == "x_test" and test.dtype != train.dtype):
-            raise BadInput(
-                f"{what}: got dtype {test.dtype}; that of the training data is {train.dtype}, and so is its scale"
-            )
+    if not _one_scale(x_test.dtype, x_train.dtype):
+        raise BadInput(f"x_test: got dtype {x_test.dtype}; x_train has {x_train.dtype}, and so is its scale")
+    if (y_test.dtype.kind == "f") != (y_train.dtype.kind == "f"):
+        raise BadInput(f"y_test: got dtype {y_test.dtype}; y_train has {y_train.dtype}: floats are values, not classes")
     digest = hashlib.sha256()
     for array in (x_train, y_train, x_test, y_test):
         digest.update(str((array.shape, array.dtype.str)).encode())
         digest.update(np.ascontiguousarray(array).tobytes())
+    dtype = str(x_train.dtype)
     x_train, x_test = _inputs("x_train", x_train), _inputs("x_test", x_test)
     chosen = _kind(kind, x_train)
     if x_test.shape[1:] != x_train.shape[1:]:
@@ -228,7 +236,12 @@ def from_arrays(
     x, new = (_channels_first(a) if chosen == "images" else torch.as_tensor(a) for a in (x_train, x_test))
     to = torch.long if classes else torch.float64
     y, y_new = (torch.as_tensor(a.astype(np.int64 if classes else np.float64)).to(to) for a in (y_train, y_test))
-    return Dataset(name, chosen, x, y, new, y_new, classes, len(y), digest.hexdigest())
+    return Dataset(name, chosen, x, y, new, y_new, classes, len(y), digest.hexdigest(), dtype)
+
+
+def _one_scale(a: np.dtype, b: np.dtype) -> bool:
+    """Whether numbers of two dtypes are read alike: floats as they are, integers by their own maximum."""
+    return a == b or (a.kind == "f" and b.kind == "f")
 
 
 def _array(name: str, values: object) -> np.ndarray:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from pyro_invariance.profiles import Profile
-from pyro_invariance.selection import Selection, describe_extents
+from pyro_invariance.results import Selection, describe_extents
 
 COLOURS = {"none": "0.55", "polar": "C0", "pixels": "C1", "patches": "C2"}
 
@@ -94,9 +94,9 @@ def profile(result: Profile, axes: Axes | None = None) -> Axes:
     axes.axvline(x[top], color="C3", ls=":", label=f"largest at {x[top]:.3g}")
     unit = "degrees" if result.unit == "rad" else "image grid, side 2"
     axes.set_xlabel(f"{result.label}: half-width of the range ({unit})")
-    axes.set_ylabel("log density (nats)")
+    axes.set_ylabel("log joint density, the rest optimised (nats)")
     axes.legend()
-    axes.set_title("What each range would be worth")
+    axes.set_title(f"What each range would be worth, on {result.images} items")
     return axes
 
 

@@ -19,6 +19,8 @@ from pyro_invariance.zoo import Hypothesis
 class Profile:
     """Largest log joint density at each extent, the other hyperparameters optimised.
 
+    A ridge line of the posterior density of the extent under its flat prior, not an evidence: widths are left out.
+
     Attributes
     ----------
     label : str
@@ -31,6 +33,8 @@ class Profile:
         The grid; several ranges of one hypothesis are moved together.
     log_density : list of float
         Log likelihood plus log prior of the other hyperparameters at their optimum, nats.
+    images : int
+        How many the likelihood is of.
     """
 
     label: str
@@ -38,6 +42,7 @@ class Profile:
     upper: float
     extent: list[float]
     log_density: list[float]
+    images: int
 
 
 @float64()
@@ -61,4 +66,6 @@ def profile(hypothesis: Hypothesis, data: Dataset, points: int = 13) -> Profile:
         mode = maximise(log_joint, log_joint.pack({k: v for k, v in start.items() if k not in held}), gtol=0.5)
         start |= {k: float(v) for k, v in log_joint.unpack(mode.z).items()}
         values.append(mode.value)
-    return Profile(hypothesis.label, first.unit, first.upper, [float(s) * first.upper for s in shares], values)
+    return Profile(
+        hypothesis.label, first.unit, first.upper, [float(s) * first.upper for s in shares], values, len(data.y)
+    )

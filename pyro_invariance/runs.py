@@ -4,16 +4,91 @@ Tensors only are stored and loaded (`torch.load(weights_only=True)`), the rest i
 """
 
 import dataclasses
+import hashlib
+import inspect
 import json
 import os
+import platform
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyro
 import torch
 
+from pyro_invariance import zoo
+from pyro_invariance.datasets import Dataset
 from pyro_invariance.evidence.base import Evidence
 from pyro_invariance.fitting import Fit, Range
 from pyro_invariance.typing import BadInput
+from pyro_invariance.zoo import Hypothesis
+
+VERSION = "0.1.0"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a number depends on."""
+    return {
+        "pyro_invariance": VERSION,
+        "torch": str(torch.__version__),
+        "pyro": pyro.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def identity(data: Dataset, entry: str, seed: int, own: list[Hypothesis]) -> dict[str, Any]:
+    """What makes a run this run and no other: data, entry, hypotheses of one's own, seed and version."""
+    return {
+        "version": VERSION,
+        "entry": entry,
+        "entry's source": None if own else _digest(inspect.getsource(zoo.load(entry))),
+        "data": _digest(*(_said(t) for t in (data.x, data.y, data.x_test, data.y_test))),
+        "evidence images": [len(data.y), *data.x.shape[1:]],
+        "seed": seed,
+        "hypotheses": {h.label: _digest(*(_said(v) for v in vars(h).values())) for h in own},
+    }
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _said(value: Any, depth: int = 12) -> str:
+    """What a value says, the same in every process: code by its source, arrays by their content."""
+    if depth == 0:  # a structure that holds itself
+        return type(value).__qualname__
+
+    def join(values: Iterable[Any]) -> str:
+        return "(" + " ".join(_said(v, depth - 1) for v in values) + ")"
+
+    if isinstance(value, torch.Tensor | np.ndarray):
+        array = np.ascontiguousarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
+        return f"{array.dtype}{array.shape}{hashlib.sha256(array.tobytes()).hexdigest()}"
+    if isinstance(value, partial):
+        return join([value.func, value.args, value.keywords])
+    if isinstance(value, Mapping):
+        return join(sorted(value.items()))
+    if isinstance(value, set | frozenset):
+        return join(sorted(value))
+    if isinstance(value, tuple | list):
+        return join(value)
+    if inspect.isroutine(value) or inspect.isclass(value):
+        return _source(value) + join(c.cell_contents for c in getattr(value, "__closure__", None) or ())
+    if isinstance(value, torch.nn.Module):
+        return _source(type(value)) + _said(value.state_dict(), depth - 1)
+    if hasattr(value, "__dict__"):
+        return _source(type(value)) + _said(vars(value), depth - 1)
+    return repr(value)
+
+
+def _source(code: Any) -> str:
+    try:
+        return inspect.getsource(code)
+    except (OSError, TypeError):  # typed at a prompt, or compiled
+        return getattr(code, "__qualname__", repr(code))
 
 
 class RunFolder:

@@ -5,7 +5,7 @@ An entry is one file in `models/`; the directory is scanned, nothing else is edi
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Literal
@@ -121,3 +121,20 @@ def load(name: str) -> ModuleType:
     if name not in names():
         raise BadInput(f"model: got {name!r}, {nearest(name, names())}")
     return importlib.import_module(f"pyro_invariance.models.{name}")
+
+
+def choose(data: Dataset, model: str, names: Iterable[str] | None) -> list[Hypothesis]:
+    """Hypotheses of a zoo entry by name; `null` and the `trivial` of each base come along, for the contrasts."""
+    every = load(model).hypotheses(data)
+    if names is None:
+        return every
+    names = list(names)
+    known = list(dict.fromkeys(h.name for h in every))
+    for name in names:
+        if name not in known and name not in [h.label for h in every]:
+            raise BadInput(f"hypotheses: got {name!r}; {nearest(name, known)}")
+    if not names:
+        raise BadInput(f"hypotheses: got none; accepted: {', '.join(known)}")
+    chosen = [h for h in every if h.name in names or h.label in names]
+    bases = {h.base for h in chosen}
+    return [h for h in every if h in chosen or h.kind == "null" or (h.kind == "none" and h.base in bases)]

@@ -30,6 +30,7 @@ LAYERS = (
     ("zoo",),
     ("fitting", "profiles"),
     ("diagnostics", "runs", "verdict"),
+    ("results", "sweep"),
     ("selection",),
     ("plotting",),
     ("cli",),

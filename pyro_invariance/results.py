@@ -1,0 +1,262 @@
+"""The outcome of a run: ranking, verdicts, test scores, predictions; as plain values and back from its folder."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import arviz as az
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from pyro_invariance import zoo
+from pyro_invariance.datasets import Dataset, nearest
+from pyro_invariance.diagnostics import expected_calibration_error, to_arviz
+from pyro_invariance.fitting import PREDICTIVE, Fit
+from pyro_invariance.numerics import float64
+from pyro_invariance.processes import code_log_density
+from pyro_invariance.runs import RunFolder, read_json, read_tensors, versions
+from pyro_invariance.typing import BadInput
+from pyro_invariance.verdict import Verdict, best, verdicts
+from pyro_invariance.zoo import Hypothesis
+
+FITTED = (  # keys of a hypothesis in `selection.json` that are null unless it was fitted
+    *("representation", "method", "log_evidence", "bound", "std_error", "upper", "seed_spread", "drift", "khat"),
+    *("looseness", "contains", "own_trivial_lift", "extent", "other_optima", "probability", "test", "paired_vs_best"),
+    *("cpu_seconds", "wall_seconds"),
+)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The outcome of a run.
+
+    Attributes
+    ----------
+    data : Dataset
+        What the evidence was computed on (the subset, if one was drawn).
+    hypotheses : tuple of Hypothesis
+        What was asked, in order.
+    fits : tuple of Fit
+        Those that were fitted, best first.
+    failed : dict of str to str
+        Labels of those that were not, with the reason; `refused: ...` where memory did not allow them.
+    entry : str
+        Zoo entry, or `custom`.
+    seed : int
+        Of the run.
+    """
+
+    data: Dataset
+    hypotheses: tuple[Hypothesis, ...]
+    fits: tuple[Fit, ...]
+    failed: dict[str, str]
+    entry: str
+    seed: int
+
+    @cached_property
+    def verdicts(self) -> dict[str, Verdict]:
+        """What the data say about each symmetry."""
+        return verdicts(list(self.fits))
+
+    @cached_property
+    def omitted(self) -> tuple[str, ...]:
+        """Labels of the entry's hypotheses that were not asked for: the verdicts know nothing of them."""
+        if self.entry == "custom":
+            return ()
+        asked = {h.label for h in self.hypotheses}
+        return tuple(h.label for h in zoo.load(self.entry).hypotheses(self.data) if h.label not in asked)
+
+    @property
+    def best(self) -> Fit:
+        """The hypothesis of largest evidence."""
+        return best(list(self.fits))[0]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """One row per fitted hypothesis, best first: evidence (nats), its sides and errors, extents, test scores."""
+        rows = []
+        for f in self.fits:
+            row = {"hypothesis": f.label, "base": f.base, "log_evidence": f.evidence.value, "upper": f.upper}
+            row |= {"std_error": f.evidence.std_error, "looseness": f.evidence.looseness, "extent": describe_extents(f)}
+            rows.append(row | self.test_scores(f) | {"cpu_seconds": f.cpu_seconds})
+        return pd.DataFrame(rows).set_index("hypothesis")
+
+    def test_scores(self, f: Fit) -> dict[str, float]:
+        """Scores on the test data by the model whose evidence is ranked.
+
+        Log densities are nats per datum: of the class codes, or of values in the unit of the labels.
+        """
+        if len(f.test_log_density) == 0:
+            return {}
+        scores = {"log_density": float(self._test_log_density(f).mean())}
+        if self.data.classes is None:
+            truth = self.data.encode(self.data.y_test)
+            rmse = float((f.test_mean - truth).square().mean().sqrt()) * float(self.data.y.std())
+            return {"rmse": rmse, **scores}
+        log_probs = f.test_log_density.log_softmax(-1)
+        correct = log_probs.argmax(-1) == self.data.y_test
+        chosen = log_probs.gather(1, self.data.y_test[:, None])
+        return {
+            "accuracy": float(correct.double().mean()),
+            **scores,
+            "log_probability": float(chosen.mean()),
+            "calibration_error": expected_calibration_error(log_probs, self.data.y_test),
+        }
+
+    def _test_log_density(self, f: Fit) -> Tensor:
+        if self.data.classes is None:
+            return f.test_log_density[:, 0] - self.data.y.std().log()
+        return f.test_log_density.gather(1, self.data.y_test[:, None])[:, 0]
+
+    def inference_data(self, label: str | None = None) -> az.InferenceData:
+        """Posterior and prior of the best hypothesis, or of the one named."""
+        chosen = self._fit(label)
+        return to_arviz(chosen, {"entry": self.entry, "data": self.data.name, "seed": str(self.seed), **versions()})
+
+    def _fit(self, label: str | None) -> Fit:
+        if label is None:
+            return self.best
+        for f in self.fits:
+            if f.label == label:
+                return f
+        raise BadInput(f"hypothesis: got {label!r}; {nearest(label, [f.label for f in self.fits])}")
+
+    @float64()
+    def predict(self, images: Tensor, label: str | None = None) -> Tensor:
+        """Class probabilities `[M, C]` (or means `[M]`) of new inputs `[M, ...]` by the best hypothesis or a named one.
+
+        Averaged over the same draws of the hyperparameters as the test scores.
+        """
+        chosen = self._fit(label)
+        hypothesis = next(h for h in self.hypotheses if h.label == chosen.label)
+        if hypothesis.predict is None:
+            raise BadInput(f"hypothesis: {chosen.label!r} offers no predictions")
+        item = str(list(self.data.x.shape[1:]))[1:]
+        if images.shape[1:] != self.data.x.shape[1:]:
+            raise BadInput(f"images: got shape {tuple(images.shape)}; the run was on [M, {item}")
+        if len(images) == 0:
+            raise BadInput(f"images: got none; one or more of [M, {item} are accepted")
+        sites = [{k: v[i] for k, v in chosen.draws.items()} for i in range(PREDICTIVE)]
+        mean, variance = hypothesis.predict(hypothesis.prepare(self.data), sites, images.to(torch.float64))
+        codes = self.data.codes
+        if codes is None:
+            return mean.mean(0)[:, 0] * self.data.y.std() + self.data.y.mean()
+        return code_log_density(mean, variance, codes).softmax(-1)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything in plain values, by the schema of `selection.json`."""
+        fits = {f.label: f for f in self.fits}
+        first, second = best(list(self.fits))
+        paired = self._test_log_density(first) if len(first.test_log_density) else None
+        rows = []
+        for h in self.hypotheses:
+            head = {"name": h.name, "label": h.label, "kind": h.kind, "base": h.base, "priors": dict(h.priors)}
+            f = fits.get(h.label)
+            if f is None:
+                reason = self.failed[h.label]
+                status = "refused" if reason.startswith("refused") else "failed"
+                rows.append({**dict.fromkeys(FITTED), **head, "status": status, "reason": reason})
+                continue
+            trivial = next((t for t in self.fits if t.kind == "none" and t.base == f.base), None)
+            difference = None
+            if paired is not None and len(paired) > 1 and len(f.test_log_density) > 0:
+                difference = self._test_log_density(f) - paired
+            e = f.evidence
+            rows.append(
+                {
+                    **head,
+                    "representation": f.base,
+                    "method": "SVI over hyperparameters, function marginalised exactly",
+                    "status": "done",
+                    "log_evidence": e.value,
+                    "bound": e.bound,
+                    "std_error": e.std_error,
+                    "upper": f.upper,
+                    "seed_spread": f.seed_spread,
+                    "drift": e.drift,
+                    "khat": e.khat,
+                    "looseness": e.looseness,
+                    "contains": sorted(f.contains),
+                    "own_trivial_lift": None if trivial is None else e.value - trivial.evidence.value,
+                    "extent": {h.extents[k].generator: _plain_range(r) for k, r in f.extents.items()},
+                    "other_optima": f.other_optima,
+                    "probability": None,
+                    "test": self.test_scores(f),
+                    "paired_vs_best": None
+                    if difference is None
+                    else {"mean": float(difference.mean()), "se": float(difference.std()) / math.sqrt(len(difference))},
+                    "cpu_seconds": f.cpu_seconds,
+                    "wall_seconds": f.wall_seconds,
+                }
+            )
+        data = self.data
+        return {
+            "schema": 1,
+            "versions": versions(),
+            "entry": self.entry,
+            "data": {
+                "name": data.name,
+                "sha256": data.sha256,
+                "n": data.total,
+                "n_evidence": len(data.y),
+                "n_test": len(data.y_test),
+                "shape": list(data.x.shape[1:]),
+                "target_coding": data.coding,
+            },
+            "seed": self.seed,
+            "hypotheses": rows,
+            "not_fitted": list(self.omitted),
+            "symmetries": {s: vars(v) for s, v in self.verdicts.items()},
+            "best": {
+                "name": first.label,
+                "runner_up": second.label if second else None,
+                "gap": first.evidence.value - second.evidence.value if second else None,
+            },
+        }
+
+
+def _plain_range(r: Any) -> dict[str, Any]:
+    return {k: v for k, v in vars(r).items() if k != "zero"}
+
+
+def describe_extents(f: Fit) -> str:
+    """Learned ranges in words: degrees for turns, image grid units for the rest."""
+    words = []
+    for name, r in f.extents.items():
+        value, sd, unit = (np.degrees(r.mean), np.degrees(r.sd), " deg") if r.unit == "rad" else (r.mean, r.sd, "")
+        digits = 0 if r.unit == "rad" else 2
+        least = "at least " if r.saturated else ""
+        words.append("none" if r.zero else f"{name} {least}{value:.{digits}f} +- {sd:.{max(digits, 1)}f}{unit}")
+    return ", ".join(words)
+
+
+def load(run: str | Path) -> Selection:
+    """Read a finished run from its folder (of the test data, the labels only are stored)."""
+    path = Path(run)
+    if not (path / "selection.json").is_file():
+        raise BadInput(f"run: {str(run)!r} holds no selection.json; name the folder of a finished run")
+    content = read_json(path / "selection.json")
+    try:
+        return _restore(path, content)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"run: {str(run)!r} is damaged ({type(error).__name__}: {error})") from None
+
+
+def _restore(path: Path, content: dict[str, Any]) -> Selection:
+    if content["entry"] == "custom":
+        raise BadInput(f"run: {str(path)!r} used hypotheses of its own, which a folder cannot restore; use the object")
+    tensors = read_tensors(path / "data.pt")
+    x, y, y_test = tensors["x"], tensors["y"], tensors["y_test"]
+    data = Dataset(x=x, y=y, x_test=x[:0], y_test=y_test, **read_json(path / "data.json"))
+    hypotheses = {h.label: h for h in zoo.load(content["entry"]).hypotheses(data)}
+    folder = RunFolder(path, read_json(path / "run.json"))
+    rows = content["hypotheses"]
+    fits = [f for row in rows if row["status"] == "done" and (f := folder.load(row["label"])) is not None]
+    failed = {row["label"]: row["reason"] for row in rows if row["status"] != "done"}
+    fits.sort(key=lambda f: -f.evidence.value)
+    chosen = tuple(hypotheses[row["label"]] for row in rows)
+    return Selection(data, chosen, tuple(fits), failed, content["entry"], content["seed"])
