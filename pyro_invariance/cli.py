@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="pyro-invariance",
         description="Which symmetry do the data have? Selection by evidence.",
-        epilog="exit status: 0 done; 1 a hypothesis failed or was refused, the rest stands; 2 bad input; 130 interrupted",
+        epilog="exit status: 0 done, 1 a hypothesis failed or was refused, 2 bad input, 130 interrupted",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     data_help = "built-in name (digits) or an .npz with x_train, y_train and optionally x_test, y_test, kind"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_invariance import cli, selection, zoo
+from pyro_invariance import cli, datasets, results, sweep, zoo
 from pyro_invariance.cli import describe, main
 from pyro_invariance.datasets import Dataset
 from pyro_invariance.fitting import Fit, fit
@@ -195,7 +195,19 @@ def test_predicting_images_that_do_not_fit(refused, finished, tmp_path):
     assert "lacks x or x_test; it holds images" in refused("predict", finished, new)
     np.savez(new, x=np.ones((2, 8, 8)))
     assert "did you mean 'mirror'" in refused("predict", finished, new, "--hypothesis", "mirrors")
+    np.savez(new, x=np.ones((2, 8, 8), np.uint8))
+    assert "x: got dtype uint8; the run was on float64" in refused("predict", finished, new)
+    np.savez(new, x=np.ones((0, 8, 8)))
+    assert "x: got shape (0, 8, 8); one item or more" in refused("predict", finished, new)
+    np.savez(new, x=np.ones((2, 8, 8)))
+    assert "name a file in a folder that exists" in refused("predict", finished, new, "--out", "nowhere/p.npz")
     assert sorted(finished.rglob("*")) == before
+
+
+def test_predictions_are_not_made_before_they_can_be_written(finished, refused, tmp_path, monkeypatch):
+    np.savez(tmp_path / "new.npz", x=np.ones((2, 8, 8)))
+    monkeypatch.setattr(results.Selection, "predict", lambda *a: pytest.fail("work was done"))
+    assert "ends in .npz" in refused("predict", finished, tmp_path / "new.npz", "--out", tmp_path / "p.txt")
 
 
 def test_profile_needs_a_range(refused, data):
@@ -228,7 +240,7 @@ def test_select_has_a_folder_of_its_own_by_default(data, elsewhere, capsys):
     assert main(["select", str(data), "--hypotheses", "null", "--jobs", "1"]) == 0
     (folder,) = (elsewhere / "runs").iterdir()
     assert folder.name.startswith("blobs-orbit_gp-seed0-")
-    assert read_json(folder / "run.json")["data"].startswith(folder.name[-8:])
+    assert read_json(folder / "data.json")["sha256"].startswith(folder.name[-8:])
     assert f"in runs/{folder.name}: selection.json" in capsys.readouterr().out
 
 
@@ -238,7 +250,7 @@ def test_failed_hypothesis_is_status_one(data, tmp_path, monkeypatch, capsys):
             raise FloatingPointError("the evidence lower bound is nan")
         return fit(hypothesis, given, seed)
 
-    monkeypatch.setattr(selection, "fit", fails)
+    monkeypatch.setattr(sweep, "fit", fails)
     out = tmp_path / "run"
     assert main(["select", str(data), "--hypotheses", "mirror", "--jobs", "1", "--out", str(out)]) == 1
     printed, err = capsys.readouterr()
@@ -252,21 +264,36 @@ def test_failed_hypothesis_is_status_one(data, tmp_path, monkeypatch, capsys):
 
 
 def test_refused_hypothesis_is_status_one(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(selection, "_available_memory", lambda: 1e8)
+    monkeypatch.setattr(sweep, "available_memory", lambda: 1e8)
     out = tmp_path / "run"
     assert main(["select", str(data), "--hypotheses", "mirror", "--jobs", "1", "--out", str(out)]) == 1
     assert "refused: needs 0.3 GB, 0.1 GB are free" in capsys.readouterr().out
 
 
 def test_subset_is_said(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(selection.datasets, "LIMIT", 30)
+    monkeypatch.setattr(datasets, "LIMIT", 30)
     assert main(["select", str(data), "--hypotheses", "null", "--jobs", "1", "--out", str(tmp_path / "run")]) == 0
     said = "blobs: evidence on 30 images, a class-balanced subset of 40 drawn with seed 0;"
     assert said in capsys.readouterr().out
 
 
+def test_what_was_not_fitted_is_said(finished, capsys):
+    run = results.load(finished)
+    assert {"C4", "O2", "translation"} <= set(run.omitted)
+    assert not {"null", "trivial-polar", "mirror"} & set(run.omitted)
+    assert f"know nothing of them: {', '.join(run.omitted)}" in describe(run)
+    assert read_json(finished / "selection.json")["not_fitted"] == list(run.omitted)
+
+
+def test_exit_statuses_are_said(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    assert "exit status: 0 done" in capsys.readouterr().out
+
+
 def test_verdicts_are_said(finished, monkeypatch):
-    run = selection.load(finished)
+    run = results.load(finished)
     (verdict,) = run.verdicts.values()
     assert f"{verdict.verdict}" in describe(run)
     assert f"({verdict.base}: {verdict.reason})" in describe(run)
@@ -278,7 +305,7 @@ def test_verdicts_are_said(finished, monkeypatch):
 
 
 def test_predictions_are_those_of_the_run(finished, arrays, tmp_path, capsys):
-    run = selection.load(finished)
+    run = results.load(finished)
     new = tmp_path / "new.npz"
     for key, options, label in (("x", [], None), ("x_test", ["--hypothesis", "mirror"], "mirror")):
         np.savez(new, **{key: arrays["x_test"]})
@@ -332,7 +359,7 @@ def test_interruption_is_no_traceback(data, tmp_path, monkeypatch, capsys):
     def interrupted(*args: object) -> Fit:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(selection, "fit", interrupted)
+    monkeypatch.setattr(sweep, "fit", interrupted)
     assert main(["select", str(data), "--hypotheses", "null", "--jobs", "1", "--out", str(tmp_path / "run")]) == 130
     assert capsys.readouterr().err == "pyro-invariance: interrupted; the same command resumes\n"
 

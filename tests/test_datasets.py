@@ -459,3 +459,21 @@ def test_new_series_have_the_length_of_the_run(tmp_path):
 def test_nearest_names_every_accepted_one():
     assert datasets.nearest("mirro", ["C4", "mirror"]) == "did you mean 'mirror'? accepted: C4, mirror"
     assert datasets.nearest("zzz", ["C4", "mirror"]) == "accepted: C4, mirror"
+
+
+WHOLE = np.round(IMAGES * 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("train", "new"), [(WHOLE, WHOLE), (IMAGES, IMAGES.astype(np.float32))])
+def test_new_inputs_of_one_scale_are_taken(train, new, tmp_path):
+    data = from_arrays("mine", train, LABELS, new, LABELS)
+    np.savez(tmp_path / "new.npz", x=new)
+    torch.testing.assert_close(load_new(tmp_path / "new.npz", data), data.x, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("train", "new"), [(WHOLE, WHOLE / 255), (WHOLE, WHOLE.astype(np.int16)), (IMAGES, WHOLE)])
+def test_new_inputs_of_another_scale_are_refused(train, new, tmp_path):
+    data = from_arrays("mine", train, LABELS)
+    np.savez(tmp_path / "new.npz", x=new)
+    assert f"got dtype {new.dtype}" in refusal(lambda: load_new(tmp_path / "new.npz", data))
+    assert f"got dtype {new.dtype}" in refusal(lambda: from_arrays("mine", train, LABELS, new, LABELS))

@@ -1,0 +1,209 @@
+"""Hypotheses of one's own: plain Pyro models with a known evidence."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+from torch.distributions import MultivariateNormal
+
+from pyro_invariance import runs
+from pyro_invariance.datasets import Dataset
+from pyro_invariance.results import Selection, load
+from pyro_invariance.runs import read_json
+from pyro_invariance.selection import select
+from pyro_invariance.typing import BadInput
+from pyro_invariance.zoo import Hypothesis
+
+# Torch scripts its forward-mode decompositions the first time that they are asked for, and deprecates its own scripts.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
+NOISE = 0.5
+
+
+def prepare(data: Dataset) -> tuple[Tensor, Tensor]:
+    return data.x, data.targets[:, 0]
+
+
+def linear(x: Tensor, y: Tensor) -> None:
+    w = pyro.sample("w", dist.Normal(torch.zeros(x.shape[1]), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(x @ w, NOISE).to_event(1), obs=y)
+
+
+def constant(x: Tensor, y: Tensor) -> None:
+    b = pyro.sample("b", dist.Normal(torch.tensor(0.0), 1.0))
+    pyro.sample("y", dist.Normal(b.expand(len(y)), NOISE).to_event(1), obs=y)
+
+
+def broken(x: Tensor, y: Tensor) -> None:
+    raise ZeroDivisionError("no such model")
+
+
+def discrete(x: Tensor, y: Tensor) -> None:
+    pyro.sample("coin", dist.Bernoulli(torch.tensor(0.5)))
+
+
+def predict_linear(args: tuple, draws: list[dict[str, Tensor]], x: Tensor) -> tuple[Tensor, Tensor]:
+    w = torch.stack([d["w"] for d in draws])
+    return (w @ x.T)[..., None], torch.full((len(draws), len(x)), NOISE**2)
+
+
+def predict_constant(args: tuple, draws: list[dict[str, Tensor]], x: Tensor) -> tuple[Tensor, Tensor]:
+    b = torch.stack([d["b"] for d in draws])
+    return b[:, None, None].expand(-1, len(x), 1), torch.full((len(draws), len(x)), NOISE**2)
+
+
+def own(name: str) -> Hypothesis:
+    model, site, predict = {
+        "linear": (linear, {"w": torch.zeros(3)}, predict_linear),
+        "constant": (constant, {"b": 0.0}, predict_constant),
+        "broken": (broken, {}, None),
+        "discrete": (discrete, {}, None),
+    }[name]
+    return Hypothesis(name=name, kind="none", base=name, model=model, prepare=prepare, starts=(site,), predict=predict)
+
+
+@pytest.fixture(scope="session")
+def lines(line: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Selection, Path]:
+    out = tmp_path_factory.mktemp("own") / "run"
+    return select(line, hypotheses=[own(n) for n in ("constant", "broken", "linear", "discrete")], out=out, jobs=1), out
+
+
+def test_own_models_are_ranked_by_their_evidence(lines, line):
+    result, _ = lines
+    assert [f.label for f in result.fits] == ["linear", "constant"]
+    assert result.entry == "custom"
+    x, y = prepare(line)
+    covariances = {"linear": x @ x.T, "constant": torch.ones(30, 30)}
+    for f in result.fits:
+        covariance = covariances[f.label] + NOISE**2 * torch.eye(30)
+        exact = float(MultivariateNormal(torch.zeros(30), covariance).log_prob(y))
+        assert f.evidence.value <= exact + stats.norm.ppf(0.999) * f.evidence.std_error
+        assert f.evidence.value >= exact - 0.15 - 3 * f.evidence.std_error  # a few steps of SVI cost this much
+        assert f.upper > exact
+    posterior = torch.linalg.inv(x.T @ x / NOISE**2 + torch.eye(3))
+    mean = posterior @ x.T @ y / NOISE**2
+    z = (result.best.draws["w"].mean(0) - mean) / posterior.diagonal().sqrt()
+    assert float(z.abs().max()) < 0.3  # the guide is trained by a noisy gradient
+
+
+def test_failed_hypotheses_do_not_sink_the_others(lines):
+    result, out = lines
+    assert result.failed.keys() == {"broken", "discrete"}
+    assert "ZeroDivisionError: no such model" in result.failed["broken"]
+    assert "test_own_models.py" in result.failed["broken"]  # where it happened
+    assert "'coin' is discrete" in result.failed["discrete"]
+    rows = {row["label"]: row for row in read_json(out / "selection.json")["hypotheses"]}
+    assert list(rows) == ["constant", "broken", "linear", "discrete"]  # in the order asked
+    assert [rows[k]["status"] for k in rows] == ["done", "failed", "done", "failed"]
+    assert rows["broken"]["reason"] == result.failed["broken"]
+    assert sorted(p.name for p in (out / "fits").iterdir()) == [
+        f"{n}.{s}" for n in ("constant", "linear") for s in ("json", "pt")
+    ]
+
+
+def test_own_models_predict_in_the_units_of_the_labels(lines, line):
+    result, _ = lines
+    draws = result.best.draws["w"][:4]
+    expected = (line.x_test @ draws.mean(0)) * line.y.std() + line.y.mean()
+    torch.testing.assert_close(result.predict(line.x_test), expected)
+    rmse = result.test_scores(result.best)["rmse"]
+    residual = result.best.test_mean[:, 0] * line.y.std() + line.y.mean() - line.y_test
+    assert rmse == pytest.approx(float(residual.square().mean().sqrt()))
+    spread = NOISE * line.y.std()  # the density is that of labels in their own unit
+    exact = dist.Normal(result.predict(line.x_test), spread).log_prob(line.y_test).mean()
+    assert result.test_scores(result.best)["log_density"] == pytest.approx(float(exact), abs=0.05)
+    assert rmse < 0.5 * result.test_scores(result.fits[1])["rmse"]
+    assert not torch.equal(result.predict(line.x_test, "constant"), expected)
+
+
+def test_own_models_cannot_be_restored_from_a_folder(lines):
+    with pytest.raises(BadInput, match="hypotheses of its own"):
+        load(lines[1])
+
+
+def test_own_models_resume(lines, line, fitted, same):
+    result, out = lines
+    again = select(line, hypotheses=[own(n) for n in ("constant", "linear")], out=out, jobs=1)
+    assert fitted == []
+    assert all(same(a, b) for a, b in zip(again.fits, result.fits, strict=True))
+
+
+def test_own_models_must_have_names_of_their_own(line):
+    with pytest.raises(BadInput, match="names must differ"):
+        select(line, hypotheses=[own("linear"), own("linear")])
+    with pytest.raises(BadInput, match="mixed"):
+        select(line, hypotheses=[own("linear"), "mirror"])
+
+
+def test_run_without_any_success_says_why(line):
+    with pytest.raises(RuntimeError, match=r"every hypothesis failed.*broken: ZeroDivisionError"):
+        select(line, hypotheses=[own("broken")], jobs=1)
+
+
+def test_missing_start_is_named(line):
+    result = select(line, hypotheses=[own("linear"), replace(own("constant"), starts=({},))], jobs=1)
+    assert "no value for the sites ['b']" in result.failed["constant"]
+
+
+def prepare_otherwise(data: Dataset) -> tuple[Tensor, Tensor]:
+    return data.x, -data.targets[:, 0]
+
+
+SHIFT = torch.tensor(1.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": linear, "starts": ({"w": torch.zeros(3)},)},
+        {"model": partial(constant)},
+        {"prepare": prepare_otherwise},
+        {"prepare": lambda data: (data.x, data.targets[:, 0] + SHIFT)},
+        {"predict": None},
+        {"predict": predict_linear},
+        {"starts": ({"b": 1.0},)},
+        {"contains": frozenset({"mirror"})},
+        {"saturated": frozenset({"mirror"})},
+        {"base": "other"},
+        {"kind": "group"},
+        {"priors": {"b": "Normal(0, 1)"}},
+    ],
+    ids=lambda c: next(iter(c)),
+)
+def test_changed_models_do_not_get_the_stored_numbers(change, lines, line, fitted, tmp_path):
+    out = Path(shutil.copytree(lines[1], tmp_path / "copy"))
+    select(line, hypotheses=[own("constant")], out=out, jobs=1)
+    assert fitted == []  # unchanged: read back
+    with pytest.raises(BadInput, match="differs in hypotheses"):
+        select(line, hypotheses=[replace(own("constant"), **change)], out=out, jobs=1)
+
+
+def test_what_a_model_says_is_the_same_in_every_process():
+    def closed(offset: float) -> Callable:
+        return lambda data: (data.x, data.targets[:, 0] + offset)
+
+    class Held:
+        def __init__(self, value: Tensor) -> None:
+            self.value, self.self = value, self  # a structure that holds itself
+
+        def __call__(self, data: Dataset) -> tuple:
+            return data.x, self.value
+
+    def said(prepare: object) -> str:
+        return runs._said(prepare)
+
+    assert said(closed(1.0)) == said(closed(1.0)) != said(closed(2.0))
+    assert said(Held(torch.ones(2))) == said(Held(torch.ones(2))) != said(Held(torch.zeros(2)))
+    assert said(partial(prepare, a=1)) == said(partial(prepare, a=1)) != said(partial(prepare, a=2))
+    assert said(torch.nn.Linear(2, 1)) != said(torch.nn.Linear(2, 1))  # weights are drawn
+    assert said(np.arange(5000)) != said(np.arange(5000)[::-1])
+    assert " at 0x" not in said([closed(1.0), Held(SHIFT), {"a": prepare}, {1, 2}, torch.nn.Linear(2, 1), dist.Normal])
