@@ -2,6 +2,7 @@
 
 from pyro_invariance.datasets import Dataset, from_arrays, load
 from pyro_invariance.evidence.base import Evidence
+from pyro_invariance.inference_data import to_arviz
 from pyro_invariance.profiles import profile
 from pyro_invariance.results import Selection
 from pyro_invariance.runs import VERSION
@@ -22,4 +23,5 @@ __all__ = [
     "load",
     "profile",
     "select",
+    "to_arviz",
 ]

@@ -82,12 +82,19 @@ class Fit:
         prior.
     weighted : Tensor `[W, D + 3]`
         Draws that the evidence was computed from (unconstrained), with log prior, likelihood and guide density.
-    test_mean : Tensor `[M, O]`
-        Predictive mean of the targets at the test images.
+    site_log_prior, pointwise, replicates : dict of str to Tensor `[W, ...]`
+        Of the same draws: log prior density of each site; log density of each datum (for a Gaussian process given all
+        the others) and replicated data, by observed site.
+    observed : dict of str to Tensor
+        The data of the observed sites.
+    test_mean, test_variance : Tensor `[M, O]`, `[M]`
+        Predictive moments of the targets at the test images.
     test_log_density : Tensor `[M, C]` or `[M, 1]`
         Predictive log density of each class's code (of the value, for regression) at the test images.
     path : list of float
         Lower bound at each SVI step.
+    climbs : list of list of float
+        Log joint density at each step of the climb from each start, on all data.
     """
 
     label: str
@@ -104,9 +111,15 @@ class Fit:
     draws: dict[str, Tensor]
     prior: dict[str, Tensor]
     weighted: Tensor
+    site_log_prior: dict[str, Tensor]
+    pointwise: dict[str, Tensor]
+    replicates: dict[str, Tensor]
+    observed: dict[str, Tensor]
     test_mean: Tensor
+    test_variance: Tensor
     test_log_density: Tensor
     path: list[float]
+    climbs: list[list[float]]
     cpu_seconds: float
     wall_seconds: float
 
@@ -155,7 +168,7 @@ def fit(hypothesis: Hypothesis, data: Dataset, seed: int = 0) -> Fit:
     more_draws = guide.get_posterior().sample(torch.Size([POSTERIOR - DRAWS])).detach()
     posterior = _constrained(log_joint, torch.cat([drawn.z, more_draws]))
     ranges = {name: _range(posterior[name], extent) for name, extent in hypothesis.extents.items()}
-    mean, density = _predict(hypothesis, args, [log_joint.unpack(z) for z in drawn.z[:PREDICTIVE]], data)
+    mean, variance, density = _predict(hypothesis, args, [log_joint.unpack(z) for z in drawn.z[:PREDICTIVE]], data)
     terms = torch.stack([drawn.log_prior, drawn.log_likelihood, drawn.log_guide], 1)
     return Fit(
         label=hypothesis.label,
@@ -172,9 +185,15 @@ def fit(hypothesis: Hypothesis, data: Dataset, seed: int = 0) -> Fit:
         draws=posterior,
         prior=_prior_draws(log_joint, seed),
         weighted=torch.cat([drawn.z, terms], 1),
+        site_log_prior=drawn.site_log_prior,
+        pointwise=drawn.pointwise,
+        replicates={name: values.float() for name, values in drawn.replicates.items()},
+        observed=drawn.observed,
         test_mean=mean,
+        test_variance=variance,
         test_log_density=density,
         path=path,
+        climbs=[m.path for m in modes],
         cpu_seconds=time.process_time() - cpu,
         wall_seconds=time.perf_counter() - wall,
     )
@@ -263,12 +282,13 @@ def _latent(log_joint: LogJoint) -> dict[str, Any]:
 @torch.no_grad()
 def _predict(
     hypothesis: Hypothesis, args: tuple, sites: list[dict[str, Tensor]], data: Dataset
-) -> tuple[Tensor, Tensor]:
-    """Predictive mean `[M, O]` and log density of the codes, a mixture over draws of the hyperparameters."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Predictive moments `[M, O]`, `[M]` and log density of the codes, a mixture over draws of the hyperparameters."""
     codes = data.codes if data.codes is not None else data.encode(data.y_test)
     if hypothesis.predict is None or len(data.y_test) == 0:
-        return torch.zeros(0, codes.shape[-1]), torch.zeros(0, len(codes) if data.classes else 1)
+        return torch.zeros(0, codes.shape[-1]), torch.zeros(0), torch.zeros(0, len(codes) if data.classes else 1)
     mean, variance = hypothesis.predict(args, sites, data.x_test)
     at = codes if data.classes else codes[:, None, :]
     density = code_log_density(mean, variance, at)
-    return mean.mean(0), density
+    between = (mean - mean.mean(0)).square().mean((0, 2))  # of the draws' means, averaged over outputs
+    return mean.mean(0), variance.mean(0) + between, density

@@ -122,6 +122,20 @@ class GaussianProcess(TorchDistribution):
         eps = torch.randn(self._extended_shape(sample_shape), dtype=self.noise.dtype, device=self.noise.device)
         return eps * self.noise.sqrt() if self.gram is None else self._cholesky @ eps
 
+    def leave_one_out(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict each of the targets `[N, outputs]` from all the others [rasmussen2006gaussian, section 5.4.2].
+
+        Returns
+        -------
+        Tensor `[N, outputs]`, Tensor `[N]`
+            Predictive mean and variance (noise included).
+        """
+        if self.gram is None:
+            return torch.zeros_like(value), self.noise.expand(len(value))
+        precision = torch.cholesky_inverse(self._cholesky)
+        variance = 1 / precision.diagonal()
+        return value - variance[:, None] * (precision @ value), variance
+
     def condition(self, value: Tensor, cross: Tensor, prior: Tensor) -> tuple[Tensor, Tensor]:
         """Predict at new inputs: targets `[N, outputs]`, correlations `[M, N]` with the old and `[M]` with themselves.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyro_invariance import zoo
 from pyro_invariance.datasets import Dataset, nearest
-from pyro_invariance.diagnostics import expected_calibration_error, to_arviz
+from pyro_invariance.diagnostics import expected_calibration_error, inference_data
 from pyro_invariance.fitting import PREDICTIVE, Fit
 from pyro_invariance.numerics import float64
 from pyro_invariance.processes import code_log_density
@@ -113,9 +113,10 @@ class Selection:
         return f.test_log_density.gather(1, self.data.y_test[:, None])[:, 0]
 
     def inference_data(self, label: str | None = None) -> az.InferenceData:
-        """Posterior and prior of the best hypothesis, or of the one named."""
+        """All that is known of the best hypothesis, or of the one named, for ArviZ."""
         chosen = self._fit(label)
-        return to_arviz(chosen, {"entry": self.entry, "data": self.data.name, "seed": str(self.seed), **versions()})
+        said = {"entry": self.entry, "data": self.data.name, "seed": self.seed, **versions()}
+        return inference_data(chosen, self._hypothesis(chosen), self.data, said, self.seed)
 
     def _fit(self, label: str | None) -> Fit:
         if label is None:
@@ -125,6 +126,9 @@ class Selection:
                 return f
         raise BadInput(f"hypothesis: got {label!r}; {nearest(label, [f.label for f in self.fits])}")
 
+    def _hypothesis(self, chosen: Fit) -> Hypothesis:
+        return next(h for h in self.hypotheses if h.label == chosen.label)
+
     @float64()
     def predict(self, images: Tensor, label: str | None = None) -> Tensor:
         """Class probabilities `[M, C]` (or means `[M]`) of new inputs `[M, ...]` by the best hypothesis or a named one.
@@ -132,7 +136,7 @@ class Selection:
         Averaged over the same draws of the hyperparameters as the test scores.
         """
         chosen = self._fit(label)
-        hypothesis = next(h for h in self.hypotheses if h.label == chosen.label)
+        hypothesis = self._hypothesis(chosen)
         if hypothesis.predict is None:
             raise BadInput(f"hypothesis: {chosen.label!r} offers no predictions")
         item = str(list(self.data.x.shape[1:]))[1:]

@@ -26,6 +26,10 @@ from pyro_invariance.typing import BadInput
 from pyro_invariance.zoo import Hypothesis
 
 VERSION = "0.1.0"
+TENSORS = (  # fields of a fit that are stored apart from its JSON
+    *("draws", "prior", "weighted", "site_log_prior", "pointwise", "replicates", "observed"),
+    *("test_mean", "test_variance", "test_log_density"),
+)
 
 
 def versions() -> dict[str, str]:
@@ -131,7 +135,7 @@ class RunFolder:
     def save(self, fit: Fit) -> None:
         """Store a finished hypothesis; tensors first, the JSON that marks it finished last."""
         plain = dataclasses.asdict(fit)
-        tensors = {k: plain.pop(k) for k in ("draws", "prior", "weighted", "test_mean", "test_log_density")}
+        tensors = {k: plain.pop(k) for k in TENSORS}
         plain["contains"], plain["claims"] = sorted(fit.contains), sorted(fit.claims)
         folder = self.path / "fits"
         folder.mkdir(exist_ok=True)

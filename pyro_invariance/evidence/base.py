@@ -2,12 +2,14 @@
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from pyro import poutine
+from pyro.distributions import Normal, Unit
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import biject_to
@@ -108,6 +110,10 @@ class LogJoint:
 
     def terms(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Log prior density of `z` (Jacobian included) and log likelihood, nats."""
+        return self.evaluate(z)[:2]
+
+    def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor, poutine.Trace]:
+        """Log prior density and log likelihood as in `terms`, and the trace of the model that they come from."""
         values = self.unpack(z)
         trace = poutine.trace(poutine.condition(self.model, data=values)).get_trace(*self.args)
         trace = prune_subsample_sites(trace)
@@ -122,7 +128,36 @@ class LogJoint:
                 prior = prior + site["log_prob_sum"] + jacobian
             else:
                 likelihood = likelihood + site["log_prob_sum"]
-        return prior, likelihood
+        return prior, likelihood, trace
+
+
+def is_data(site: Any) -> bool:
+    """Whether a site is observed data, neither deterministic nor a bare factor."""
+    return bool(
+        site["type"] == "sample"
+        and site["is_observed"]
+        and not (site["infer"] or {}).get("_deterministic")
+        and not isinstance(site["fn"], Unit)
+    )
+
+
+def observed(trace: poutine.Trace, latent: Collection[str] = ()) -> dict[str, Any]:
+    """Sites of a trace that are data, but for latent ones that are conditioned on."""
+    return {name: site for name, site in trace.nodes.items() if name not in latent and is_data(site)}
+
+
+def pointwise(site: Any) -> tuple[Tensor, Tensor]:
+    """Log density of each datum of an observed site, nats, and a replicate of all of them.
+
+    A distribution whose data depend on each other may offer `leave_one_out(value) -> mean, variance`; each datum is
+    then predicted from the others.
+    """
+    fn, value = site["fn"], site["value"]
+    if not hasattr(fn, "leave_one_out"):
+        return scale_and_mask(fn.log_prob(value), mask=site["mask"]), fn.sample()
+    mean, variance = fn.leave_one_out(value)
+    predictive = Normal(mean, variance.sqrt()[..., None])
+    return predictive.log_prob(value).sum(-1), predictive.sample()
 
 
 def require_finite(value: float, what: str) -> float:

@@ -1,7 +1,8 @@
 """The evidence lower bound of a Pyro model and guide, from fresh draws, with what qualifies it."""
 
 import math
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import dataclass, field
 from typing import Any
 
 import arviz as az
@@ -11,7 +12,7 @@ from pyro.distributions import MultivariateNormal
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 
-from pyro_invariance.evidence.base import Evidence, LogJoint, require_finite
+from pyro_invariance.evidence.base import Evidence, LogJoint, observed, pointwise, require_finite
 from pyro_invariance.guides import LaplaceNormal
 
 
@@ -27,6 +28,12 @@ class Draws:
         The terms of the weights.
     log_before : Tensor `[S]`, optional
         Log density of the guide as it was before the last tenth of its training.
+    site_log_prior : dict of str to Tensor `[S, ...]`
+        Log prior density of each latent site, in its own space.
+    pointwise, replicates : dict of str to Tensor `[S, ...]`
+        Log density of each datum of the observed sites, and data replicated by each draw.
+    observed : dict of str to Tensor
+        The data themselves.
     """
 
     z: Tensor
@@ -34,6 +41,10 @@ class Draws:
     log_likelihood: Tensor
     log_guide: Tensor
     log_before: Tensor | None = None
+    site_log_prior: dict[str, Tensor] = field(default_factory=dict)
+    pointwise: dict[str, Tensor] = field(default_factory=dict)
+    replicates: dict[str, Tensor] = field(default_factory=dict)
+    observed: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def log_weights(self) -> Tensor:
@@ -87,8 +98,34 @@ def draw(
     pyro.set_rng_seed(seed)
     posterior = guide.get_posterior()
     z = posterior.sample(torch.Size([count]))
-    prior, likelihood = (torch.stack(t) for t in zip(*(log_joint.terms(row) for row in z), strict=True))
-    return Draws(z, prior, likelihood, posterior.log_prob(z), None if before is None else before.log_prob(z))
+    terms, prior, density, replicates = [], defaultdict(list), defaultdict(list), defaultdict(list)
+    for row in z:
+        *both, trace = log_joint.evaluate(row)
+        terms.append(torch.stack(both))
+        for name in log_joint.transforms:
+            prior[name].append(trace.nodes[name]["log_prob"])
+        sites = observed(trace, log_joint.transforms)
+        data = {name: site["value"] for name, site in sites.items()}
+        for name, site in sites.items():
+            of_each, replicate = pointwise(site)
+            density[name].append(of_each)
+            replicates[name].append(replicate)
+    log_prior, log_likelihood = torch.stack(terms).unbind(1)
+    return Draws(
+        z,
+        log_prior,
+        log_likelihood,
+        posterior.log_prob(z),
+        None if before is None else before.log_prob(z),
+        _stack(prior),
+        _stack(density),
+        _stack(replicates),
+        data,
+    )
+
+
+def _stack(rows: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack(values) for name, values in rows.items()}
 
 
 def elbo(draws: Draws) -> Evidence:
