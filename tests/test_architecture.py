@@ -26,6 +26,7 @@ LAYERS = (
     ("evidence.base",),
     ("evidence.*",),
     ("evidence",),  # its __init__, which only re-exports
+    ("downloads",),
     ("datasets",),
     ("zoo",),
     ("fitting", "profiles"),
