@@ -123,17 +123,19 @@ def _retrieve(name: str, role: str) -> Path:
     source, file = SOURCES[name], FILES[role]
     url = source.url + file
     otherwise = f"try again later, or put {name}.npz into the folder that {VARIABLE} names"
+    answers: list[requests.Response] = []  # kept to be closed: pooch leaves a failed one open
     downloader = pooch.HTTPDownloader(
         progressbar=sys.stderr.isatty(),
         headers={"Accept-Encoding": "identity"},  # or a helpful server unpacks the .gz and the checksum is another
+        hooks={"response": lambda answer, **options: answers.append(answer)},
     )
     logger = pooch.get_logger()
     level = logger.level
     logger.setLevel(logging.WARNING)  # pooch tells each download on stderr
     try:
         return Path(pooch.retrieve(url, f"md5:{source.md5[role]}", file, cache(name), downloader=downloader))
-    except requests.HTTPError as error:
-        status = f"{error.response.status_code} {error.response.reason}"
+    except requests.HTTPError:
+        status = f"{answers[-1].status_code} {answers[-1].reason}"
         raise BadInput(f"data: {name}: the server answered {status} to {url}; {otherwise}") from None
     except (requests.ConnectionError, requests.Timeout) as error:
         why = type(error).__name__
@@ -150,6 +152,8 @@ def _retrieve(name: str, role: str) -> Path:
         ) from None
     finally:
         logger.setLevel(level)
+        for answer in answers:
+            answer.close()
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -165,7 +169,6 @@ def read_idx(path: Path) -> np.ndarray:
     start = 4 + 4 * content[3]
     shape = tuple(np.frombuffer(content[4 : min(start, len(content) // 4 * 4)], ">u4").tolist())
     if len(content) - start != math.prod(shape):
-        raise BadInput(
-            f"data: {str(path)!r} announces {' x '.join(map(str, shape))} bytes and holds {len(content) - start}; {again}"
-        )
+        size = " x ".join(map(str, shape))
+        raise BadInput(f"data: {str(path)!r} announces {size} bytes and holds {len(content) - start}; {again}")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
