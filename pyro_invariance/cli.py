@@ -180,7 +180,7 @@ def _data_list(chosen: argparse.Namespace) -> int:
 
 
 def _data_fetch(chosen: argparse.Namespace) -> int:
-    name, known = chosen.name, [row[0] for row in zoo.catalogue()]
+    name, known = chosen.name, [*datasets.NAMES, *zoo.simulated()]
     if name not in known:
         raise BadInput(f"name: got {name!r}; {datasets.nearest(name, known)}")
     if name not in downloads.SOURCES:

@@ -140,7 +140,7 @@ def load_data(source: str | Path, seed: int = 0) -> Dataset:
     source : str or Path
         `digits` (scikit-learn's bundled 8 x 8 digits, 1,000 for training by the seed), `mnist` or `fashion_mnist` (all
         60,000 and 10,000 images, downloaded once), `simulated-mirror` and the like (images whose labels have that
-        symmetry, and no other), or the path of an `.npz` with `x_train`, `y_train`, optionally `x_test`, `y_test` and
+        symmetry), or the path of an `.npz` with `x_train`, `y_train`, optionally `x_test`, `y_test` and
         `kind`.
     seed : int
         Draws the training half of `digits`, and the simulated images.

@@ -246,7 +246,6 @@ def test_local_file_that_lacks_arrays(server, tmp_path, monkeypatch):
     assert server.asked == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", downloads.SOURCES)
 def test_local_originals(name, monkeypatch):
     if not ORIGINALS or not (Path(ORIGINALS) / f"{name}.npz").is_file():
