@@ -57,11 +57,12 @@ CARD = Card(
     task="classification or regression of images, up to 2,000 of them exactly",
     kind="images",
     hypotheses=NAMES,
-    data=("digits", "any .npz of images", "simulated: data(planted) of this file"),
+    data=("digits", "mnist", "fashion_mnist", "any .npz of images", "simulated-...: data(planted) of this file"),
     sites={"lengthscale": "[]", "variance": "[]", "noise": "[]", "rotation | rows, columns | location": "[] each"},
     evidence=("lower (SVI over hyperparameters, f exact)", "upper (type-II maximum)"),
     references=("vanderwilk2018learning", "haasdonk2007invariant", "vanderwilk2017convolutional"),
-    licence="digits: CC BY 4.0 [alpaydin1998optical]; simulated: none needed",
+    licence="digits: CC BY 4.0 [alpaydin1998optical]; mnist: CC BY-SA 3.0 as redistributed [lecun1998gradient]; "
+    "fashion_mnist: MIT [xiao2017fashion]; simulated: none needed",
     limitations=(
         "Gaussian likelihood on class codes",
         "learned extents are insensitivities, wider than the range of poses in the data",

@@ -1,4 +1,4 @@
-"""Command line: `select`, `predict`, `profile`, `list`, `card`."""
+"""Command line: `select`, `predict`, `profile`, `list`, `card`, `data`."""
 
 import argparse
 import os
@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 import numpy as np
 import torch
 
-from pyro_invariance import datasets, plotting, results, zoo
+from pyro_invariance import datasets, downloads, plotting, results, zoo
 from pyro_invariance.profiles import profile
 from pyro_invariance.selection import NothingFitted, select
 from pyro_invariance.typing import BadInput
@@ -32,10 +32,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog="exit status: 0 done, 1 a hypothesis failed or was refused, 2 bad input, 130 interrupted",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
-    data_help = "built-in name (digits) or an .npz with x_train, y_train and optionally x_test, y_test, kind"
+    data_help = "a name (see data list) or an .npz with x_train, y_train and optionally x_test, y_test, kind"
 
-    def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
+    def command(name: str, function: Any, text: str, among: Any = commands) -> argparse.ArgumentParser:
+        sub = among.add_parser(name, help=text, description=text)
         sub.set_defaults(function=function)
         return sub
 
@@ -64,6 +64,13 @@ def _parser() -> argparse.ArgumentParser:
     command("list", _list, "the entries of the zoo")
     card = command("card", _card, "what an entry is")
     card.add_argument("name")
+
+    text = "the data sets that have a name"
+    data = commands.add_parser("data", help=text, description=text)
+    about = data.add_subparsers(dest="about", required=True, metavar="COMMAND", parser_class=_Parser)
+    command("list", _data_list, "what they are, and whether they are here", about)
+    get = command("fetch", _data_fetch, "download one now; select does so when it needs one", about)
+    get.add_argument("name")
     return parser
 
 
@@ -86,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _select(chosen: argparse.Namespace) -> int:
     if chosen.seed < 0:
         raise BadInput(f"seed: got {chosen.seed}; 0 or more")
-    data = datasets.load(chosen.data, chosen.seed)
+    data = zoo.load_data(chosen.data, chosen.seed)
     names = None if chosen.hypotheses is None else [n for n in chosen.hypotheses.split(",") if n]
     out = Path(chosen.out or f"runs/{data.name}-{chosen.model}-seed{chosen.seed}-{data.sha256[:8]}")
     result = select(data, chosen.model, names, seed=chosen.seed, out=out, jobs=chosen.jobs)
@@ -142,7 +149,7 @@ def _profile(chosen: argparse.Namespace) -> int:
     out = _writable(chosen.out, ".png")
     if chosen.images < 2 or chosen.seed < 0:
         raise BadInput(f"images, seed: got {chosen.images} and {chosen.seed}; 2 images or more, a seed of 0 or more")
-    data = datasets.load(chosen.data, chosen.seed).subset(chosen.images, chosen.seed)
+    data = zoo.load_data(chosen.data, chosen.seed).subset(chosen.images, chosen.seed)
     candidates = [h for h in zoo.choose(data, chosen.model, [chosen.hypothesis]) if h.extents]
     if not candidates:
         raise BadInput(f"hypothesis: {chosen.hypothesis!r} has no learned range to profile")
@@ -160,6 +167,29 @@ def _list(chosen: argparse.Namespace) -> int:
     for name in zoo.names():
         card = zoo.load(name).CARD
         print(f"{name:16} {card.title} - {card.task}")
+    return 0
+
+
+def _data_list(chosen: argparse.Namespace) -> int:
+    heading = ("name", "what it is", "size", "licence", "where")
+    rows = [heading, *zoo.catalogue()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0
+
+
+def _data_fetch(chosen: argparse.Namespace) -> int:
+    name, known = chosen.name, [*datasets.NAMES, *zoo.simulated()]
+    if name not in known:
+        raise BadInput(f"name: got {name!r}; {datasets.nearest(name, known)}")
+    if name not in downloads.SOURCES:
+        print(f"{name} is bundled, there is nothing to fetch")
+    elif path := downloads.local(name):
+        print(f"{name} is in {path}, there is nothing to fetch")
+    else:
+        downloads.fetch(name)
+        print(f"{name} is in {downloads.cache(name)}")
     return 0
 
 

@@ -12,11 +12,13 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from pyro_invariance import downloads
 from pyro_invariance.processes import class_codes
 from pyro_invariance.representations import ground
 from pyro_invariance.typing import BadInput
 
 KINDS = ("images", "series", "points")
+NAMES = ("digits", *downloads.SOURCES)
 LIMIT = 2_000  # images that an exact evidence is computed on
 
 
@@ -112,8 +114,9 @@ def load(source: str | Path, seed: int = 0) -> Dataset:
     Parameters
     ----------
     source : str or Path
-        `digits` (scikit-learn's bundled 8 x 8 digits, 1,000 for training by the seed) or the path of an `.npz` with
-        `x_train`, `y_train`, optionally `x_test`, `y_test` and `kind`.
+        `digits` (scikit-learn's bundled 8 x 8 digits, 1,000 for training by the seed), `mnist` or `fashion_mnist` (all
+        60,000 and 10,000 images, downloaded once), or the path of an `.npz` with `x_train`, `y_train`, optionally
+        `x_test`, `y_test` and `kind`.
     seed : int
         Draws the training half of `digits`.
 
@@ -124,12 +127,19 @@ def load(source: str | Path, seed: int = 0) -> Dataset:
     """
     if str(source) == "digits":
         return _digits(seed)
+    if str(source) in downloads.SOURCES:
+        return _downloaded(str(source))
     path = Path(source)
     if path.suffix != ".npz":
-        raise BadInput(f"data: got {str(source)!r}; {nearest(str(source), ['digits'])}, or the path of an .npz file")
+        raise unknown(source, NAMES)
     if not path.is_file():
         raise BadInput(f"data: no file {str(source)!r}")
     return from_arrays(path.stem, **_read(path, ("x_train", "y_train"), optional=("x_test", "y_test", "kind")))
+
+
+def unknown(source: str | Path, names: Iterable[str]) -> BadInput:
+    """What to raise for data that are neither a name nor an `.npz` file."""
+    return BadInput(f"data: got {str(source)!r}; {nearest(str(source), names)}, or the path of an .npz file")
 
 
 def load_new(source: str | Path, data: Dataset) -> Tensor:
@@ -161,6 +171,13 @@ def _digits(seed: int) -> Dataset:
     order = np.random.default_rng(seed).permutation(len(bundle.target))
     x, y = bundle.images[order] / 16.0, bundle.target[order]
     return from_arrays("digits", x[:1000], y[:1000], x[1000:], y[1000:])
+
+
+def _downloaded(name: str) -> Dataset:
+    keys = dict(zip(("x_train", "y_train", "x_test", "y_test"), downloads.FILES, strict=True))
+    path = downloads.local(name)
+    arrays = downloads.fetch(name) if path is None else _read(path, tuple(keys.values()), tuple(keys))
+    return from_arrays(name, **{k: arrays[k] if k in arrays else arrays[there] for k, there in keys.items()})
 
 
 def _read(path: Path, *accepted: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, np.ndarray]:

@@ -61,7 +61,7 @@ def select(
         raise BadInput(f"jobs: got {jobs}; 1 or more")
     if not isinstance(data, Dataset | str | Path):
         raise BadInput(f"data: got {type(data).__name__}; a name, a path or what from_arrays(...) returns")
-    full = data if isinstance(data, Dataset) else datasets.load(data, seed)
+    full = data if isinstance(data, Dataset) else zoo.load_data(data, seed)
     own = [h for h in hypotheses or () if isinstance(h, Hypothesis)]
     if own and len(own) != len(hypotheses or ()):
         raise BadInput("hypotheses: got names and Hypothesis objects mixed; give one kind")

@@ -7,13 +7,17 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
 from torch import Tensor
 
+from pyro_invariance import datasets, downloads
 from pyro_invariance.datasets import Dataset, nearest
 from pyro_invariance.typing import BadInput
+
+SIMULATOR = "orbit_gp"  # the entry whose simulated images have names: a name means the same data for every entry
 
 Kind = Literal["null", "none", "convolution", "group", "augmentation", "composition"]
 
@@ -121,6 +125,53 @@ def load(name: str) -> ModuleType:
     if name not in names():
         raise BadInput(f"model: got {name!r}, {nearest(name, names())}")
     return importlib.import_module(f"pyro_invariance.models.{name}")
+
+
+def simulated() -> dict[str, str]:
+    """Planted symmetry of each data set that is simulated, by the name of the data set."""
+    return {f"simulated-{planted}": planted for planted in load(SIMULATOR).PLANTED}
+
+
+def load_data(source: str | Path, seed: int = 0) -> Dataset:
+    """Load a data set by name, or an `.npz` file.
+
+    Parameters
+    ----------
+    source : str or Path
+        `digits` (scikit-learn's bundled 8 x 8 digits, 1,000 for training by the seed), `mnist` or `fashion_mnist` (all
+        60,000 and 10,000 images, downloaded once), `simulated-mirror` and the like (images whose labels have that
+        symmetry), or the path of an `.npz` with `x_train`, `y_train`, optionally `x_test`, `y_test` and
+        `kind`.
+    seed : int
+        Draws the training half of `digits`, and the simulated images.
+
+    Raises
+    ------
+    BadInput
+        With the argument, what was got and what is accepted.
+    """
+    if str(source) in datasets.NAMES or Path(source).suffix == ".npz":
+        return datasets.load(source, seed)
+    planted = simulated()
+    if str(source) not in planted:
+        raise datasets.unknown(source, [*datasets.NAMES, *planted])
+    return load(SIMULATOR).data(planted[str(source)], seed)
+
+
+def catalogue() -> list[tuple[str, str, str, str, str]]:
+    """Name, content, size, licence and whereabouts of every data set that has a name."""
+    rows = [("digits", "handwritten digits, 8 x 8, 10 classes", "1,000 + 797", "CC BY 4.0", "bundled")]
+    for name, source in downloads.SOURCES.items():
+        where = f"to be downloaded ({source.megabytes} MB)"
+        if downloads.local(name):
+            where = "local folder"
+        elif downloads.cached(name):
+            where = "cached"
+        rows.append((name, source.title, "60,000 + 10,000", source.licence, where))
+    for name, planted in simulated().items():
+        symmetry = "no symmetry" if planted == "none" else f"symmetry {planted}"
+        rows.append((name, f"blobs, 16 x 16, values of {symmetry}", "300 + 200", "none needed", "bundled"))
+    return rows
 
 
 def choose(data: Dataset, model: str, names: Iterable[str] | None) -> list[Hypothesis]:

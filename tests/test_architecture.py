@@ -27,6 +27,7 @@ LAYERS = (
     ("evidence.*",),
     ("evidence",),  # its __init__, which only re-exports
     ("inference_data",),
+    ("downloads",),
     ("datasets",),
     ("zoo",),
     ("fitting", "profiles"),
