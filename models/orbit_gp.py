@@ -25,7 +25,7 @@ References: [vanderwilk2018learning], [haasdonk2007invariant], [vanderwilk2017co
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -42,7 +42,7 @@ from pyro_invariance.kernels import BLOCK, OrbitKernel, PatchKernel
 from pyro_invariance.numerics import float64
 from pyro_invariance.orbits import Shifts, Turns
 from pyro_invariance.processes import GaussianProcess
-from pyro_invariance.representations import Pixels, Polar
+from pyro_invariance.representations import Pixels, Polar, ground
 from pyro_invariance.typing import BadInput
 from pyro_invariance.zoo import Card, Extent, Hypothesis
 
@@ -57,6 +57,14 @@ CARD = Card(
     task="classification or regression of images, up to 2,000 of them exactly",
     kind="images",
     hypotheses=NAMES,
+    symmetries={
+        "mirror": "a mirror",
+        "C4": "quarter turns",
+        "SO2": "any turn",
+        "rotation": "turns",
+        "translation": "shifts",
+        "convolution": "patches wherever they are",
+    },
     data=("digits", "mnist", "fashion_mnist", "any .npz of images", "simulated-...: data(planted) of this file"),
     sites={"lengthscale": "[]", "variance": "[]", "noise": "[]", "rotation | rows, columns | location": "[] each"},
     evidence=("lower (SVI over hyperparameters, f exact)", "upper (type-II maximum)"),
@@ -177,6 +185,29 @@ def hypotheses(data: Dataset, nodes: int = NODES, scale: float = 1.0) -> list[Hy
     ]
 
 
+def moved(images: Tensor, extents: Mapping[str, float], *, name: str) -> dict[str, Tensor]:
+    """Images under elements of a hypothesis's group, or at the ends of its ranges, on their own ground."""
+    dark, side = ground(images), images.shape[-1]
+
+    def turned(degrees: float) -> Tensor:
+        return Pixels().rotate(images - dark, torch.tensor(math.radians(degrees)).to(images)) + dark
+
+    def shifted(rows: int, columns: int) -> Tensor:
+        padded = torch.nn.functional.pad(images - dark, [side] * 4)
+        return Pixels().shift(padded, torch.tensor([rows, columns]))[..., side:-side, side:-side] + dark
+
+    if name == "rotation":
+        degrees = math.degrees(extents["rotation"])
+        return {f"turned by {d:+.0f} degrees": turned(d) for d in (-degrees, degrees)}
+    if name == "translation":
+        rows, columns = (round(extents[axis] * side / 2) for axis in ("rows", "columns"))
+        ends = ((-rows, -columns), (rows, columns))
+        return {f"shifted by {r:+d} rows, {c:+d} columns": shifted(r, c) for r, c in ends}
+    turns = {"C4": (90, 180, 270), "D4": (90, 180, 270), "SO2": (60, 150, 240), "O2": (60, 150, 240)}.get(name, ())
+    shown = {f"turned by {d} degrees": turned(d) for d in turns}
+    return shown | ({"mirrored": images.flip(-1)} if name in ("mirror", "D4", "O2") else {})
+
+
 def _on(orbit: Turns | Shifts) -> partial[Any]:
     return partial(OrbitKernel, orbit)
 
@@ -229,6 +260,7 @@ def _hypothesis(
         predict=partial(predict, ranges=tuple(extents)),
         memory=partial(_memory, kernel),
         priors=words,
+        moved=partial(moved, name=name),
     )
 
 

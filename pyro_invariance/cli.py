@@ -16,6 +16,8 @@ import torch
 
 from pyro_invariance import datasets, downloads, plotting, results, zoo
 from pyro_invariance.profiles import profile
+from pyro_invariance.report import report
+from pyro_invariance.runs import read_json
 from pyro_invariance.selection import NothingFitted, select
 from pyro_invariance.typing import BadInput
 
@@ -52,6 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     new.add_argument("new", help="an .npz with x (or x_test)")
     new.add_argument("--hypothesis", help="another hypothesis than the best")
     new.add_argument("--out", help="an .npz to write; RUN/predictions.npz by default")
+
+    again = command("report", _report, "write the report of a saved run again")
+    again.add_argument("run", help="folder of a finished run")
 
     walk = command("profile", _profile, "evidence against the extent of a learned range, as a picture")
     walk.add_argument("data", nargs="?", default="digits", help=data_help)
@@ -97,9 +102,11 @@ def _select(chosen: argparse.Namespace) -> int:
     names = None if chosen.hypotheses is None else [n for n in chosen.hypotheses.split(",") if n]
     out = Path(chosen.out or f"runs/{data.name}-{chosen.model}-seed{chosen.seed}-{data.sha256[:8]}")
     result = select(data, chosen.model, names, seed=chosen.seed, out=out, jobs=chosen.jobs)
-    pictures = plotting.save_all(result, out)
     print(describe(result))
+    pictures = plotting.save_all(result, out)
+    page = report(result, out / "report.html", read_json(out / "selection.json")["command"])
     print(f"\nin {out}: selection.json, posterior.nc, {', '.join(p.name for p in pictures)}")
+    print(f"look at {page}")
     return 1 if result.failed else 0
 
 
@@ -142,6 +149,13 @@ def _predict(chosen: argparse.Namespace) -> int:
     else:
         np.savez_compressed(out, label=scores.argmax(1), probability=scores)
     print(f"{len(images)} predictions by {chosen.hypothesis or run.best.label} in {out}")
+    return 0
+
+
+def _report(chosen: argparse.Namespace) -> int:
+    run, folder = results.load(chosen.run), Path(chosen.run)
+    plotting.save_all(run, folder)
+    print(f"look at {report(run, folder / 'report.html', read_json(folder / 'selection.json')['command'])}")
     return 0
 
 

@@ -20,6 +20,7 @@ from pyro_invariance.evidence.variational import draw, elbo, train
 from pyro_invariance.guides import LaplaceNormal
 from pyro_invariance.numerics import float64
 from pyro_invariance.processes import code_log_density
+from pyro_invariance.profiles import walk
 from pyro_invariance.typing import BadInput
 from pyro_invariance.zoo import Extent, Hypothesis
 
@@ -28,6 +29,7 @@ RIVAL = 20.0  # nats: more than the priors of two modes differ by, so that a wor
 ROUNDS, TIGHT = 4, 1.0  # of SVI, at most; nats
 STEPS, PARTICLES, DRAWS = 10, 2, 32  # of SVI, and fresh ones for the evidence
 PREDICTIVE, POSTERIOR = 4, 1000  # draws averaged in predictions, and kept
+POINTS = 12  # of the profile
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ class Fit:
         Lower bound at each SVI step.
     climbs : list of list of float
         Log joint density at each step of the climb from each start, on all data.
+    profile : list of list of float
+        Shares of the extents' upper ends, and the largest log joint density at each; empty without extents.
     """
 
     label: str
@@ -120,6 +124,7 @@ class Fit:
     test_log_density: Tensor
     path: list[float]
     climbs: list[list[float]]
+    profile: list[list[float]]
     cpu_seconds: float
     wall_seconds: float
 
@@ -141,7 +146,7 @@ def fit(hypothesis: Hypothesis, data: Dataset, seed: int = 0) -> Fit:
     modes = []
     for values, covariance in begins:
         guess = 0.01 * np.eye(log_joint.size)  # a tenth of a unit for the extents
-        rest = np.r_[*(np.r_[s] for name, s in log_joint.slices.items() if name not in hypothesis.extents)]
+        rest = _others(log_joint, hypothesis)
         guess[np.ix_(rest, rest)] = covariance
         modes.append(maximise(log_joint, log_joint.pack(values), inverse_hessian=guess))
     best = max(modes, key=lambda m: m.value)
@@ -194,9 +199,27 @@ def fit(hypothesis: Hypothesis, data: Dataset, seed: int = 0) -> Fit:
         test_log_density=density,
         path=path,
         climbs=[m.path for m in modes],
+        profile=_profile(hypothesis, args, log_joint, mode, cholesky),
         cpu_seconds=time.process_time() - cpu,
         wall_seconds=time.perf_counter() - wall,
     )
+
+
+def _profile(
+    hypothesis: Hypothesis, args: tuple, log_joint: LogJoint, mode: Tensor, cholesky: Tensor
+) -> list[list[float]]:
+    """Walk the extents, the rest optimised from its mode with its curvature."""
+    if not hypothesis.extents:
+        return []
+    rest = _others(log_joint, hypothesis)
+    precision = torch.cholesky_inverse(cholesky).numpy()[np.ix_(rest, rest)]
+    return list(walk(hypothesis, args, log_joint.unpack(mode), POINTS, np.linalg.inv(precision)))
+
+
+def _others(log_joint: LogJoint, hypothesis: Hypothesis) -> np.ndarray:
+    """Where the sites that are no extents lie in the unconstrained vector."""
+    parts = [np.r_[s] for name, s in log_joint.slices.items() if name not in hypothesis.extents]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=int)
 
 
 def _constrained(log_joint: LogJoint, z: Tensor) -> dict[str, Tensor]:

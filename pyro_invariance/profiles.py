@@ -1,10 +1,13 @@
 """The profile of the evidence over a learned range: the picture that explains a selection."""
 
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from pyro import poutine
+from torch import Tensor
 from tqdm import tqdm
 
 from pyro_invariance.datasets import Dataset
@@ -57,15 +60,31 @@ def profile(hypothesis: Hypothesis, data: Dataset, points: int = 13) -> Profile:
     if not hypothesis.extents:
         raise BadInput(f"hypothesis: {hypothesis.label!r} has no learned range to profile")
     first = next(iter(hypothesis.extents.values()))
-    args = hypothesis.prepare(data)
-    shares = (torch.arange(points) + 1) / points * (1 - 1e-6)  # the end itself has no prior density
-    values, start = [], dict(hypothesis.starts[0])
-    for share in tqdm(shares.tolist(), desc=hypothesis.label, disable=not sys.stderr.isatty()):
+    bar = tqdm(total=points, desc=hypothesis.label, disable=not sys.stderr.isatty())
+    shares, values = walk(hypothesis, hypothesis.prepare(data), hypothesis.starts[0], points, step=bar.update)
+    bar.close()
+    return Profile(hypothesis.label, first.unit, first.upper, [s * first.upper for s in shares], values, len(data.y))
+
+
+def walk(
+    hypothesis: Hypothesis,
+    args: tuple,
+    start: Mapping[str, float | Tensor],
+    points: int,
+    inverse_hessian: np.ndarray | None = None,
+    step: Callable[[], object] = lambda: None,
+) -> tuple[list[float], list[float]]:
+    """Largest log joint density at each share of the extents' upper ends, from `start`, a guess of the rest."""
+    shares = ((torch.arange(points) + 1) / points * (1 - 1e-6)).tolist()  # the end itself has no prior density
+    values, rest = [], {name: value for name, value in start.items() if name not in hypothesis.extents}
+    for share in shares:
         held = {name: torch.tensor(share * e.upper) for name, e in hypothesis.extents.items()}
         log_joint = LogJoint(poutine.condition(hypothesis.model, data=held), args)
-        mode = maximise(log_joint, log_joint.pack({k: v for k, v in start.items() if k not in held}), gtol=0.5)
-        start |= {k: float(v) for k, v in log_joint.unpack(mode.z).items()}
+        if log_joint.size == 0:
+            values.append(float(sum(log_joint.terms(torch.zeros(0)))))
+            continue
+        mode = maximise(log_joint, log_joint.pack(rest), inverse_hessian=inverse_hessian, gtol=0.5)
+        rest = {name: value.detach() for name, value in log_joint.unpack(mode.z).items()}
         values.append(mode.value)
-    return Profile(
-        hypothesis.label, first.unit, first.upper, [float(s) * first.upper for s in shares], values, len(data.y)
-    )
+        step()
+    return shares, values

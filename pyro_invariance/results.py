@@ -107,6 +107,13 @@ class Selection:
             "calibration_error": expected_calibration_error(log_probs, self.data.y_test),
         }
 
+    def paired(self, f: Fit) -> tuple[float, float] | None:
+        """Mean test log density minus that of the best hypothesis, nats per datum, and its standard error."""
+        if min(len(f.test_log_density), len(self.best.test_log_density)) < 2:
+            return None
+        difference = self._test_log_density(f) - self._test_log_density(self.best)
+        return float(difference.mean()), float(difference.std()) / math.sqrt(len(difference))
+
     def _test_log_density(self, f: Fit) -> Tensor:
         if self.data.classes is None:
             return f.test_log_density[:, 0] - self.data.y.std().log()
@@ -155,7 +162,6 @@ class Selection:
         """Everything in plain values, by the schema of `selection.json`."""
         fits = {f.label: f for f in self.fits}
         first, second = best(list(self.fits))
-        paired = self._test_log_density(first) if len(first.test_log_density) else None
         rows = []
         for h in self.hypotheses:
             head = {"name": h.name, "label": h.label, "kind": h.kind, "base": h.base, "priors": dict(h.priors)}
@@ -166,10 +172,7 @@ class Selection:
                 rows.append({**dict.fromkeys(FITTED), **head, "status": status, "reason": reason})
                 continue
             trivial = next((t for t in self.fits if t.kind == "none" and t.base == f.base), None)
-            difference = None
-            if paired is not None and len(paired) > 1 and len(f.test_log_density) > 0:
-                difference = self._test_log_density(f) - paired
-            e = f.evidence
+            paired, e = self.paired(f), f.evidence
             rows.append(
                 {
                     **head,
@@ -190,9 +193,7 @@ class Selection:
                     "other_optima": f.other_optima,
                     "probability": None,
                     "test": self.test_scores(f),
-                    "paired_vs_best": None
-                    if difference is None
-                    else {"mean": float(difference.mean()), "se": float(difference.std()) / math.sqrt(len(difference))},
+                    "paired_vs_best": paired and dict(zip(("mean", "se"), paired, strict=True)),
                     "cpu_seconds": f.cpu_seconds,
                     "wall_seconds": f.wall_seconds,
                 }

@@ -76,6 +76,8 @@ class Hypothesis:
         `(dataset) -> bytes` needed at the peak, an estimate.
     priors : mapping of str to str
         The priors in words.
+    moved : callable, optional
+        `(inputs, extents) -> {caption: inputs}`: what the hypothesis takes to be the same, at values of its ranges.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Hypothesis:
     predict: Callable[[tuple, list[dict[str, Tensor]], Tensor], tuple[Tensor, Tensor]] | None = None
     memory: Callable[[Dataset], int] = lambda data: 0
     priors: Mapping[str, str] = field(default_factory=dict)
+    moved: Callable[[Tensor, Mapping[str, float]], Mapping[str, Tensor]] | None = None
 
     @property
     def label(self) -> str:
@@ -99,13 +102,14 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class Card:
-    """What an entry is, for people and tables."""
+    """What an entry is, for people and tables; `symmetries` says each in words: the label survives ..."""
 
     name: str
     title: str
     task: str
     kind: str
     hypotheses: tuple[str, ...]
+    symmetries: Mapping[str, str]
     data: tuple[str, ...]
     sites: Mapping[str, str]
     evidence: tuple[str, ...]

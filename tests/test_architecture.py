@@ -30,15 +30,20 @@ LAYERS = (
     ("downloads",),
     ("datasets",),
     ("zoo",),
-    ("fitting", "profiles"),
+    ("profiles",),
+    ("fitting",),
     ("diagnostics", "runs", "verdict"),
     ("results", "sweep"),
+    ("sensitivity",),
     ("selection",),
+    ("plotting.base",),
+    ("plotting.*",),
     ("plotting",),
+    ("report",),
     ("cli",),
     ("__init__",),
 )
-RIM = {"plotting", "cli", "__init__"}
+RIM = {"plotting", "report", "cli", "__init__"}
 
 
 def row(module: str) -> int | None:

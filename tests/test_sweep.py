@@ -35,7 +35,7 @@ def test_hypotheses_that_do_not_fit_in_memory_are_refused(tiny, monkeypatch, tmp
     assert content["symmetries"] == {}
     loaded = load(tmp_path / "run")
     assert loaded.failed == result.failed
-    assert len(plotting.save_all(loaded, tmp_path)) == 3  # nothing to draw is no reason to fail
+    assert len(plotting.save_all(loaded, tmp_path)) == 10  # nothing to draw is no reason to fail
 
 
 @pytest.mark.parametrize(

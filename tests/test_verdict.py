@@ -72,6 +72,7 @@ def made(
         observed={},
         test_variance=nothing,
         climbs=[],
+        profile=[],
         test_mean=nothing,
         test_log_density=nothing,
         path=[],

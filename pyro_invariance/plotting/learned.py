@@ -1,0 +1,159 @@
+"""Pictures of what was learned: evidence, symmetries, ranges, and how sure they are."""
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+
+from pyro_invariance.plotting.base import VERDICTS, new_axes, of_base
+from pyro_invariance.profiles import Profile
+from pyro_invariance.results import Selection, describe_extents
+from pyro_invariance.sensitivity import prior_sensitivity
+from pyro_invariance.zoo import Extent
+
+
+def _end(extent: Extent) -> str:
+    """The upper end of a range in words."""
+    return f"{np.degrees(extent.upper):.0f} deg" if extent.unit == "rad" else f"{extent.upper:.2f} grid units"
+
+
+def evidence(selection: Selection, axes: Axes | None = None) -> Axes:
+    """Evidence of every hypothesis: a dot for the lower bound, a line to the type-II upper side, by base."""
+    fits = [f for f in selection.fits[::-1] if f.kind != "null"] or list(selection.fits)
+    axes = new_axes(axes, 1.4 + 0.32 * len(fits))
+    for row, f in enumerate(fits):
+        colour = of_base(f.base)
+        axes.plot([f.evidence.value, f.upper], [row, row], color=colour, lw=2)
+        axes.plot(f.evidence.value, row, marker="o", color=colour)
+        place: dict[str, Any] = {"textcoords": "offset points", "va": "center", "ha": "right", "size": 8}
+        axes.annotate(describe_extents(f), (f.evidence.value, row), (-8, 0), **place)
+    low, high = min(f.evidence.value for f in fits), max(f.upper for f in fits)
+    axes.set_xlim(low - 0.35 * (high - low) - 1, high + 0.05 * (high - low) + 1)
+    axes.set_yticks(range(len(fits)), [f.label for f in fits])
+    axes.grid(axis="x", alpha=0.3)
+    null = next((f for f in selection.fits if f.kind == "null"), None)
+    ground = f"; noise alone: {null.evidence.value:.0f}" if null else ""
+    axes.set_xlabel(f"log evidence, nats (dot: lower bound, line: to the upper side{ground})")
+    axes.set_title(f"{selection.data.name}: which symmetry?")
+    bases = dict.fromkeys(f.base for f in fits)
+    marks = [Line2D([], [], color=of_base(b), marker="o") for b in bases]
+    axes.legend(marks, list(bases), title="base", loc="lower right")
+    return axes
+
+
+def symmetries(selection: Selection, axes: Axes | None = None) -> Axes:
+    """Gap of every symmetry within its base on a symmetric log scale, and the margin that it had to exceed."""
+    judged = [(v, v.gap, v.margin or 0.0) for v in selection.verdicts.values() if v.gap is not None]
+    axes = new_axes(axes, 1.4 + 0.4 * len(judged))
+    for row, (v, gap, margin) in enumerate(judged):
+        axes.barh(row, gap, color=VERDICTS[v.verdict], height=0.6)
+        axes.barh(row, 2 * margin, left=-margin, color="black", alpha=0.15, height=0.8)
+        note = v.verdict + (f" ({v.explained_by} explains more)" if v.explained_by else "")
+        side = -1 if gap > 0 else 1
+        place: dict[str, Any] = {"textcoords": "offset points", "va": "center", "size": 9}
+        place["ha"] = "right" if gap > 0 else "left"
+        axes.annotate(f"{note} {gap:+.0f}", (side * margin, row), (4 * side, 0), **place)
+    axes.axvline(0, color="black", lw=0.8)
+    axes.set_xscale("symlog", linthresh=10)
+    widest = max([100.0, *(abs(gap) for _, gap, _ in judged)])
+    axes.set_xlim(-2 * widest, 2 * widest)
+    axes.set_yticks(range(len(judged)), [v.symmetry for v, _, _ in judged])
+    axes.set_xlabel("best evidence with it minus best without it (nats); grey: margin that it had to exceed")
+    axes.set_title(f"{selection.data.name}: which symmetries do the labels have?")
+    return axes
+
+
+def sensitivity(selection: Selection, axes: Axes | None = None) -> Axes:
+    """Gap of every symmetry with all prior scales halved, as they are and doubled."""
+    priors = {1.0: selection.verdicts, **prior_sensitivity(selection)}
+    judged = [s for s, v in selection.verdicts.items() if v.gap is not None]
+    axes = new_axes(axes, 1.4 + 0.4 * len(judged))
+    for (factor, verdicts), marker in zip(sorted(priors.items()), "<o>" if len(priors) > 1 else "o", strict=True):
+        gaps = [verdicts[s].gap or 0.0 for s in judged]
+        colours = [VERDICTS[verdicts[s].verdict] for s in judged]
+        axes.scatter(gaps, range(len(judged)), c=colours, marker=marker, label=f"scales x {factor:g}")
+    axes.axvspan(-10, 10, color="black", alpha=0.08)
+    axes.set_xscale("symlog", linthresh=10)
+    axes.set_yticks(range(len(judged)), judged)
+    axes.set_xlabel("best evidence with it minus best without it (nats)")
+    if judged:
+        axes.legend()
+    axes.set_title("Do the verdicts survive other priors?")
+    return axes
+
+
+def extents(selection: Selection, axes: Axes | None = None) -> Axes:
+    """Posterior of every learned range, as a share of what its orbit reaches."""
+    axes = new_axes(axes)
+    hypotheses = {h.label: h for h in selection.hypotheses}
+    for f in selection.fits:
+        for name, extent in hypotheses[f.label].extents.items():
+            draws = f.draws[name].numpy() / extent.upper
+            bins = np.linspace(0, 1, 101).tolist()
+            axes.hist(draws, bins=bins, density=True, alpha=0.6, label=f"{name} (1 = {_end(extent)})")
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("half-width of the range, share of its upper end")
+    axes.set_ylabel("posterior density")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
+    axes.set_title("How far does each range reach?")
+    return axes
+
+
+def profiles(selection: Selection, axes: Axes | None = None) -> Axes:
+    """Log joint density along every learned range, the rest optimised, below its top."""
+    axes = new_axes(axes)
+    ends = {h.label: _end(e) for h in selection.hypotheses for e in h.extents.values()}
+    for f in selection.fits:
+        if f.profile:
+            share, value = map(np.array, f.profile)
+            axes.plot(
+                share,
+                value - value.max(),
+                marker="o",
+                color=of_base(f.base),
+                label=f"{f.label} (1 = {ends[f.label]})",
+            )
+    axes.set_yscale("symlog", linthresh=10)
+    axes.set_xlabel("half-width of the range, share of its upper end")
+    axes.set_ylabel("log joint density below the top (nats)")
+    if axes.lines:
+        axes.legend()
+    axes.set_title("What each range would be worth")
+    return axes
+
+
+def profile(result: Profile, axes: Axes | None = None) -> Axes:
+    """Log density against one extent, other hyperparameters optimised."""
+    axes = new_axes(axes)
+    x = np.degrees(result.extent) if result.unit == "rad" else np.array(result.extent)
+    axes.plot(x, result.log_density, marker="o")
+    top = int(np.argmax(result.log_density))
+    axes.axvline(x[top], color="C3", ls=":", label=f"largest at {x[top]:.3g}")
+    unit = "degrees" if result.unit == "rad" else "image grid, side 2"
+    axes.set_xlabel(f"{result.label}: half-width of the range ({unit})")
+    axes.set_ylabel("log joint density, the rest optimised (nats)")
+    axes.legend()
+    axes.set_title(f"What each range would be worth, on {result.images} items")
+    return axes
+
+
+def traces(selection: Selection, axes: Axes | None = None) -> Axes:
+    """How the best hypothesis was fitted: the climb from each start, then SVI; other optima that were found."""
+    axes, best = new_axes(axes), selection.best
+    for number, path in enumerate(best.climbs):
+        axes.plot(range(1, len(path) + 1), path, marker=".", color=f"C{number}", label=f"climb from start {number + 1}")
+    begin = max(map(len, best.climbs), default=0)
+    axes.plot(range(begin + 1, begin + 1 + len(best.path)), best.path, color="0.5", label="lower bound in SVI (noisy)")
+    axes.axhline(best.evidence.value, color="black", lw=0.8, label=f"evidence {best.evidence.value:.1f}")
+    for other in best.other_optima:
+        at = ", ".join(f"{k} {v:.2f}" for k, v in other["extents"].items())
+        axes.plot([], [], " ", label=f"another optimum, {other['below_best']:.0f} nats below: {at}")
+    values = sorted(v for path in (*best.climbs, best.path) for v in path)
+    axes.set_ylim(bottom=values[len(values) // 5] - 1 if values else None)
+    axes.set_xlabel("step")
+    axes.set_ylabel("log joint density, lower bound (nats)")
+    axes.legend(fontsize=8)
+    axes.set_title(f"Optimisation of {best.label}")
+    return axes

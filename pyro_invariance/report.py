@@ -1,0 +1,151 @@
+"""A run as one HTML file that convinces, or warns, a person who never saw the code."""
+
+import base64
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import jinja2
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+from pyro_invariance import plotting, zoo
+from pyro_invariance.fitting import Fit
+from pyro_invariance.plotting.base import VERDICTS
+from pyro_invariance.results import Selection, describe_extents
+from pyro_invariance.runs import versions
+from pyro_invariance.verdict import Verdict
+
+KHAT, TIGHT = 0.7, 2.0  # above these a bound deserves a word: Pareto shape, nats
+
+
+def report(selection: Selection, path: Path, command: str = "") -> Path:
+    """Write a self-contained report: everything escaped, pictures embedded and described in words.
+
+    Parameters
+    ----------
+    selection : Selection
+        A finished run.
+    path : Path
+        The `.html` to write.
+    command : str
+        What reproduces the run.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    best = selection.best
+    text = environment.get_template("report.html.jinja").render(
+        data=selection.data,
+        seed=selection.seed,
+        entry=selection.entry,
+        best=best,
+        scores=selection.test_scores(best),
+        sentences=sentences(selection),
+        cautions=cautions(selection),
+        pictures=[_picture(selection, draw, question) for draw, question in plotting.PICTURES.items()],
+        rows=[_row(selection, f) for f in selection.fits],
+        failed=selection.failed,
+        versions=versions(),
+        command=command,
+    )
+    part = path.with_suffix(".html.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+    return path
+
+
+def sentences(selection: Selection) -> list[tuple[str, str]]:
+    """Verdicts in plain English, each with its kind: supported ones first, then refused, then undecided."""
+    words = {} if selection.entry == "custom" else zoo.load(selection.entry).CARD.symmetries
+    order = list(VERDICTS)
+    judged = sorted(selection.verdicts.items(), key=lambda item: order.index(item[1].verdict))
+    return [(v.verdict, _sentence(words.get(s, s), _reach(selection, s), v)) for s, v in judged]
+
+
+def _sentence(words: str, reach: str, v: Verdict) -> str:
+    nats = "" if v.gap is None else f"{abs(v.gap):.0f} nats"
+    if v.verdict == "refused":
+        return f"The label does not survive {words}: {nats} against."
+    if v.verdict == "undecided":
+        return f"{words[0].upper()}{words[1:]}: undecided ({v.reason})."
+    certain = ", even with every bound taken at its worst" if v.certified else ""
+    more = f" But {v.explained_by} explains these data better still." if v.explained_by else ""
+    return f"The label survives {words}{reach}: {nats} for it{certain}.{more}"
+
+
+def _reach(selection: Selection, symmetry: str) -> str:
+    """How far a range goes, in words; nothing for what is no range in space."""
+    f = next((f for f in selection.fits if f.label == symmetry), None)
+    words = []
+    for name, r in f.extents.items() if f and f.kind == "augmentation" else ():
+        scale, unit = (180 / np.pi, "degrees") if r.unit == "rad" else (1.0, f"grid units of {name}")
+        if r.unit == "grid":
+            scale, unit = selection.data.x.shape[-1] / 2, f"{name} of pixels"
+        digits = 0 if r.mean * scale >= 10 else 1
+        spread = "" if r.saturated else f" ± {max(r.sd * scale, 0.1**digits):.{digits}f}"
+        words.append(f"{'at least ' if r.saturated else ''}{r.mean * scale:.{digits}f}{spread} {unit}")
+    return f" of up to {' and '.join(words)} either way" if words else ""
+
+
+def cautions(selection: Selection) -> list[str]:
+    """Everything that makes the numbers less sure than they look."""
+    data, found = selection.data, []
+    if data.total > len(data.y):
+        found.append(f"The evidence is of {len(data.y)} items, drawn from {data.total} with seed {selection.seed}.")
+    if selection.omitted:
+        found.append(f"Not fitted, so that the verdicts know nothing of them: {', '.join(selection.omitted)}.")
+    for label, reason in selection.failed.items():
+        found.append(f"{label} was not fitted: {reason}.")
+    for f in selection.fits:
+        e = f.evidence
+        if e.khat is not None and e.khat > KHAT:
+            found.append(f"{f.label}: the guide misses a tail of the posterior (k-hat {e.khat:.2f}).")
+        if (e.looseness or 0.0) > TIGHT or (e.drift or 0.0) > TIGHT:
+            found.append(
+                f"{f.label}: its bound is {e.looseness or 0:.1f} nats loose and moved by {e.drift or 0:.1f} at the end."
+            )
+        if f.other_optima:
+            least = min(o["below_best"] for o in f.other_optima)
+            found.append(f"{f.label}: another start ended elsewhere, {least:.0f} nats below.")
+    found.append(
+        "Supported and refused mean: by this family of models on these data. A learned range is an insensitivity, "
+        "and wider than the range of poses in the data."
+    )
+    return found
+
+
+def _picture(selection: Selection, draw: Callable[[Selection], Axes], question: str) -> dict[str, str]:
+    """A plot as a PNG, with the question that it answers, how to read it, and what it shows in words."""
+    axes = draw(selection)
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    legend = axes.get_legend()
+    said = [axes.get_title(), axes.get_xlabel(), *(t.get_text() for t in axes.texts)]
+    said += [t.get_text() for t in axes.get_yticklabels()] if axes.get_yticklabels() else []
+    said += [t.get_text() for t in legend.get_texts()] if legend else []
+    plt.close(figure)
+    return {
+        "name": draw.__name__,
+        "question": question,
+        "reading": (draw.__doc__ or "").split("\n")[0],
+        "words": "; ".join(word for word in said if word.strip()),
+        "png": base64.b64encode(file.getvalue()).decode(),
+    }
+
+
+def _row(selection: Selection, f: Fit) -> dict[str, str]:
+    """A hypothesis in the table."""
+    scores, paired, e = selection.test_scores(f), selection.paired(f), f.evidence
+    return {
+        "hypothesis": f.label,
+        "base": f.base,
+        "log evidence": f"{e.value:.1f} ± {e.std_error:.2f}",
+        "upper side": f"{f.upper:.1f}",
+        "learned range": describe_extents(f),
+        **{k.replace("_", " "): f"{v:.3f}" for k, v in scores.items()},
+        "against the best": "" if paired is None else f"{paired[0]:+.3f} ± {paired[1]:.3f}",
+    }
