@@ -198,13 +198,13 @@ def moved(images: Tensor, extents: Mapping[str, float], *, name: str) -> dict[st
 
     if name == "rotation":
         degrees = math.degrees(extents["rotation"])
-        return {f"turned by {d:+.0f} degrees": turned(d) for d in (-degrees, degrees)}
+        return {f"{d:+.0f} degrees": turned(d) for d in (-degrees, degrees)}
     if name == "translation":
         rows, columns = (round(extents[axis] * side / 2) for axis in ("rows", "columns"))
         ends = ((-rows, -columns), (rows, columns))
-        return {f"shifted by {r:+d} rows, {c:+d} columns": shifted(r, c) for r, c in ends}
-    turns = {"C4": (90, 180, 270), "D4": (90, 180, 270), "SO2": (60, 150, 240), "O2": (60, 150, 240)}.get(name, ())
-    shown = {f"turned by {d} degrees": turned(d) for d in turns}
+        return {f"{r:+d}, {c:+d} pixels": shifted(r, c) for r, c in ends}
+    turns = {"C4": (90, 180), "D4": (90, 180), "SO2": (60, 150), "O2": (60, 150)}.get(name, ())
+    shown = {f"{d} degrees": turned(d) for d in turns}
     return shown | ({"mirrored": images.flip(-1)} if name in ("mirror", "D4", "O2") else {})
 
 

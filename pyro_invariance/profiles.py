@@ -17,6 +17,8 @@ from pyro_invariance.numerics import float64
 from pyro_invariance.typing import BadInput
 from pyro_invariance.zoo import Hypothesis
 
+GRADIENT = 1.0  # nats per unit of unconstrained space: with curvatures of ten and more, a twentieth of a nat in height
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -83,7 +85,7 @@ def walk(
         if log_joint.size == 0:
             values.append(float(sum(log_joint.terms(torch.zeros(0)))))
             continue
-        mode = maximise(log_joint, log_joint.pack(rest), inverse_hessian=inverse_hessian, gtol=0.5)
+        mode = maximise(log_joint, log_joint.pack(rest), inverse_hessian=inverse_hessian, gtol=GRADIENT)
         rest = {name: value.detach() for name, value in log_joint.unpack(mode.z).items()}
         values.append(mode.value)
         step()

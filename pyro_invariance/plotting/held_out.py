@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from scipy import stats
 from torch import Tensor
 
 from pyro_invariance.plotting.base import new_axes, of_base
@@ -26,25 +27,23 @@ def paired(selection: Selection, axes: Axes | None = None) -> Axes:
 def calibration(selection: Selection, axes: Axes | None = None) -> Axes:
     """Accuracy against confidence of the best hypothesis on the test data; coverage for regression."""
     axes, best, data = new_axes(axes), selection.best, selection.data
-    axes.plot([0, 1], [0, 1], color="0.6", lw=1)
-    axes.set_aspect("equal")
+    axes.axline((1, 1), slope=1, color="0.6", lw=1)
     if len(best.test_log_density) == 0:
         axes.set_title("No test data")
         return axes
     if data.classes:
         confidence, guess = best.test_log_density.softmax(-1).max(-1)
-        right = (guess == data.y_test).double().numpy()
-        bins = np.minimum((confidence.numpy() * 10).astype(int), 9)
-        for b in np.unique(bins):
-            inside = bins == b
-            rate, n = right[inside].mean(), inside.sum()
-            error = 2 * np.sqrt(max(rate * (1 - rate), 0.25 / n) / n)
-            axes.errorbar(confidence.numpy()[inside].mean(), rate, yerr=error, fmt="o", color="C0", capsize=3)
-            axes.annotate(f" {n}", (confidence.numpy()[inside].mean(), rate), fontsize=8, va="top")
+        right, at = (guess == data.y_test).double().numpy(), confidence.numpy()
+        for items in np.array_split(at.argsort(), min(10, max(1, len(at) // 20))):  # as many items at each point
+            low, high = stats.beta.ppf([0.025, 0.975], right[items].sum() + 0.5, (1 - right[items]).sum() + 0.5)
+            rate = right[items].mean()
+            error = [[max(rate - low, 0)], [max(high - rate, 0)]]
+            axes.errorbar(at[items].mean(), rate, yerr=error, fmt="o", color="C0", capsize=3, alpha=0.7)
         axes.set_xlabel("confidence of the prediction")
-        axes.set_ylabel("share that is right (bars: 2 standard errors; numbers: items)")
-        error = selection.test_scores(best)["calibration_error"]
-        axes.set_title(f"{best.label}: expected calibration error {error:.3f}")
+        axes.set_ylabel("share that is right (bars: 95 %)")
+        axes.set_xlim(at.min() - 0.02, 1.02)
+        gap = selection.test_scores(best)["calibration_error"]
+        axes.set_title(f"{best.label}: expected calibration error {gap:.3f}")
         return axes
     nominal = np.linspace(0.05, 0.95, 19)
     inside = _standardised(selection).abs()[:, None] < torch.distributions.Normal(0.0, 1.0).icdf(
@@ -85,6 +84,6 @@ def predictive_check(selection: Selection, axes: Axes | None = None, replicates:
     axes.set_xlabel(words)
     axes.set_yticks([])
     axes.legend()
-    agree = "agrees with" if low <= found <= high else "is off by its own account:"
-    axes.set_title(f"{best.label} {agree} the held-out data (tail {min(tail, 1 - tail):.3f})")
+    verdict = "as the model expects" if low <= found <= high else "not what the model expects"
+    axes.set_title(f"{best.label}: {verdict} (tail {min(tail, 1 - tail):.3f})")
     return axes

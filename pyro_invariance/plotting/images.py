@@ -14,18 +14,18 @@ def gallery(selection: Selection, axes: Axes | None = None) -> Axes:
     classes = data.y.tolist() if data.classes else list(range(len(data.y)))
     chosen = [classes.index(c) for c in sorted(set(classes))[:count]]
     rows = [("as given", "black", data.x[chosen])]
-    for symmetry, verdict in selection.verdicts.items():
-        if verdict.verdict != "undecided":
-            for caption, moved in _moved(selection, symmetry, verdict.verdict, data.x[chosen]).items():
-                rows.append((f"{symmetry}: {caption}", VERDICTS[verdict.verdict], moved))
-    axes = new_axes(axes, 0.6 + 0.75 * len(rows))
+    for kind in ("supported", "refused"):
+        for symmetry in (s for s, v in selection.verdicts.items() if v.verdict == kind):
+            for caption, moved in _moved(selection, symmetry, kind, data.x[chosen]).items():
+                rows.append((f"{symmetry}: {caption}", VERDICTS[kind], moved))
+    axes = new_axes(axes, 0.5 + 0.55 * len(rows))
     axes.imshow(_montage([images for _, _, images in rows]), cmap="gray", aspect="equal")
     height = data.x.shape[-2] + 1
     axes.set_yticks([(row + 0.5) * height for row in range(len(rows))], [caption for caption, _, _ in rows])
     for label, (_, colour, _) in zip(axes.get_yticklabels(), rows, strict=True):
         label.set_color(colour)
     axes.set_xticks([])
-    axes.set_title("What the label survives (green) and what it does not (red)")
+    axes.set_title("green: the label survives it; red: it does not", loc="right", fontsize=10)
     return axes
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from pyro_invariance.fitting import SCOUT
 from pyro_invariance.plotting.base import VERDICTS, new_axes, of_base
 from pyro_invariance.profiles import Profile
 from pyro_invariance.results import Selection, describe_extents
@@ -72,13 +73,14 @@ def sensitivity(selection: Selection, axes: Axes | None = None) -> Axes:
     for (factor, verdicts), marker in zip(sorted(priors.items()), "<o>" if len(priors) > 1 else "o", strict=True):
         gaps = [verdicts[s].gap or 0.0 for s in judged]
         colours = [VERDICTS[verdicts[s].verdict] for s in judged]
-        axes.scatter(gaps, range(len(judged)), c=colours, marker=marker, label=f"scales x {factor:g}")
+        rows = np.arange(len(judged)) + 0.2 * np.log2(factor)
+        axes.scatter(gaps, rows, c=colours, marker=marker, label=f"prior scales x {factor:g}")
     axes.axvspan(-10, 10, color="black", alpha=0.08)
     axes.set_xscale("symlog", linthresh=10)
     axes.set_yticks(range(len(judged)), judged)
     axes.set_xlabel("best evidence with it minus best without it (nats)")
     if judged:
-        axes.legend()
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, handletextpad=0)
     axes.set_title("Do the verdicts survive other priors?")
     return axes
 
@@ -117,7 +119,8 @@ def profiles(selection: Selection, axes: Axes | None = None) -> Axes:
             )
     axes.set_yscale("symlog", linthresh=10)
     axes.set_xlabel("half-width of the range, share of its upper end")
-    axes.set_ylabel("log joint density below the top (nats)")
+    few = min(SCOUT, len(selection.data.y))
+    axes.set_ylabel(f"log joint density of {few} items below the top (nats)")
     if axes.lines:
         axes.legend()
     axes.set_title("What each range would be worth")
