@@ -25,7 +25,7 @@ def gallery(selection: Selection, axes: Axes | None = None) -> Axes:
     for label, (_, colour, _) in zip(axes.get_yticklabels(), rows, strict=True):
         label.set_color(colour)
     axes.set_xticks([])
-    axes.set_title("green: the label survives it; red: it does not", loc="right", fontsize=10)
+    axes.set_title("green: survived; red: not")
     return axes
 
 
