@@ -160,12 +160,10 @@ def fit(hypothesis: Hypothesis, data: Dataset, seed: int = 0) -> Fit:
         if m.value > best.value - RIVAL
     ]
 
-    guide = LaplaceNormal(hypothesis.model, mode, cholesky)
+    guide = LaplaceNormal(poutine.block(hypothesis.model, hide=sorted(log_joint.summed)), mode, cholesky)
     path: list[float] = []
     for rounds in range(ROUNDS):  # twice the steps each time, until fresh draws say that the bound is tight
-        more, before = train(
-            guide, hypothesis.model, args, steps=STEPS * 2**rounds, particles=PARTICLES, seed=seed + rounds
-        )
+        more, before = train(guide, log_joint, steps=STEPS * 2**rounds, particles=PARTICLES, seed=seed + rounds)
         path += more
         drawn = draw(guide, log_joint, count=DRAWS, seed=seed + ROUNDS, before=before)
         evidence = elbo(drawn)

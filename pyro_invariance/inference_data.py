@@ -5,7 +5,7 @@ The only place that knows ArviZ's data structures.
 
 import inspect
 import sys
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,17 +16,14 @@ import torch
 import xarray as xr
 from pyro import poutine
 from pyro.infer import infer_discrete
-from pyro.ops import packed
-from pyro.ops.contract import contract_tensor_tree
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_invariance.evidence.base import is_data, observed, pointwise
+from pyro_invariance.traces import Trace, enumerable, free_dim, is_data, observed, pointwise, samples, score
 from pyro_invariance.typing import BadInput
 
-Trace = poutine.Trace
 Named = tuple[list[str], np.ndarray]  # names of the dimensions behind chain and draw, values
 SHARED = ("observed_data", "constant_data")  # groups without draws
 
@@ -190,41 +187,20 @@ class _Reader:
     def enumerated(self, plain: Trace, guided: Trace, summed: set[str]) -> tuple[float, dict[str, Named], Trace]:
         """Log density and pointwise likelihood with some discrete sites summed out, and a trace with them drawn."""
         held = {n: s["value"] for n, s in self.latent(plain).items() if n not in summed}
-        model = poutine.infer_config(
-            poutine.condition(self.model, data=held),
-            lambda site: {"enumerate": "parallel"} if site["name"] in summed else {},
-        )
-        sites: list[Any] = [s for s in plain.nodes.values() if s["type"] == "sample"]
-        free = min([f.dim for s in sites for f in s["cond_indep_stack"] if f.vectorized], default=0) - 1
-        trace = self.trace(poutine.enum(model, first_available_dim=free))
-        trace.compute_log_prob()
-        trace.pack_tensors()
-        plates = {symbol: name for name, symbol in trace.plate_to_symbol.items()}
-        log_p, density = 0.0, {}
-        parts: list[tuple[set[str], list[str]]] = []
-        nodes: dict[str, Any] = {n: s for n, s in trace.nodes.items() if s["type"] == "sample"}
-        for name, site in nodes.items():
-            dims = set(site["packed"]["log_prob"]._pyro_dims) - set(plates)
-            if not dims:
+        model = poutine.condition(self.model, data=held)
+        trace, parts = score(model, self.args, self.kwargs, summed)
+        inside = {name for part in parts for name in part.names}
+        log_p, density, data = 0.0, {}, observed(trace, held)
+        for name, site in samples(trace).items():
+            if name not in inside:
                 log_p += float(site["log_prob_sum"])
-                if name in observed(trace, held):
+                if name in data:
                     density[name] = self.read(name, site, pointwise(site)[0], 0)
-                continue
-            together = [part for part in parts if part[0] & dims]  # sites that share a sum
-            parts = [part for part in parts if not part[0] & dims]
-            parts.append((dims.union(*(d for d, _ in together)), [*(n for _, ns in together for n in ns), name]))
-        for dims, names in parts:
-            factors: dict[frozenset, list[Tensor]] = {}
-            for name in names:
-                site = nodes[name]
-                inside = frozenset(trace.plate_to_symbol[f.name] for f in site["cond_indep_stack"] if f.vectorized)
-                masked = packed.scale_and_mask(site["packed"]["unscaled_log_prob"], mask=site["packed"]["mask"])
-                factors.setdefault(inside, []).append(masked)
-            ((_, (term,)),) = contract_tensor_tree(OrderedDict(factors), dims).items()
-            log_p += float(term.sum() * nodes[names[0]]["scale"])
-            label = "+".join(n for n in names if n in observed(trace, held))
-            density[label] = [plates[d] for d in term._pyro_dims], term.cpu().numpy()
-        chosen = self.trace(infer_discrete(model, first_available_dim=free, temperature=1))
+        for part in parts:
+            log_p += float((part.log_density * part.scale).sum())
+            density["+".join(n for n in part.names if n in data)] = part.plates, part.log_density.cpu().numpy()
+        marked = enumerable(model, summed)
+        chosen = self.trace(infer_discrete(marked, first_available_dim=free_dim(plain), temperature=1))
         both = guided.copy()
         for name in summed:
             both.add_node(name, **chosen.nodes[name])

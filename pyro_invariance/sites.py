@@ -132,6 +132,7 @@ class _SumOut(Messenger):
         shape = torch.broadcast_shapes(value.shape, fn.batch_shape)
         msg["fn"] = Delta(value).expand(shape).mask(False)
         msg["value"], msg["is_observed"] = value, True
+        cast(dict, msg["infer"])["_deterministic"] = True  # as Pyro marks what follows from other sites
 
 
 def _empty(*args: object, **kwargs: object) -> None:

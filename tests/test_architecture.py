@@ -23,6 +23,7 @@ LAYERS = (
     ("processes",),
     ("priors",),
     ("guides",),
+    ("traces",),
     ("evidence.base",),
     ("evidence.*",),
     ("evidence",),  # its __init__, which only re-exports

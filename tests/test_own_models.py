@@ -1,5 +1,6 @@
 """Hypotheses of one's own: plain Pyro models with a known evidence."""
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,13 +16,17 @@ from scipy import stats
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from pyro_invariance import runs
+from pyro_invariance import from_arrays, runs
 from pyro_invariance.datasets import Dataset
+from pyro_invariance.densities import SoftUniform
+from pyro_invariance.groups import SO2
+from pyro_invariance.representations import Polar
 from pyro_invariance.results import Selection, load
 from pyro_invariance.runs import read_json
 from pyro_invariance.selection import select
+from pyro_invariance.sites import Marginalised
 from pyro_invariance.typing import BadInput
-from pyro_invariance.zoo import Hypothesis
+from pyro_invariance.zoo import Extent, Hypothesis
 
 # Torch scripts its forward-mode decompositions the first time that they are asked for, and deprecates its own scripts.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -207,3 +212,89 @@ def test_what_a_model_says_is_the_same_in_every_process():
     assert said(torch.nn.Linear(2, 1)) != said(torch.nn.Linear(2, 1))  # weights are drawn
     assert said(np.arange(5000)) != said(np.arange(5000)[::-1])
     assert " at 0x" not in said([closed(1.0), Held(SHIFT), {"a": prepare}, {1, 2}, torch.nn.Linear(2, 1), dist.Normal])
+
+
+# Hypotheses with a transformation site: the pose of each image is summed out, its range is selected.
+
+ROTOR = Polar(rings=2, angles=16)
+TEMPLATE = torch.as_tensor(np.random.default_rng(4).normal(size=(1, 2, 16)))
+BLUR, REACH = 0.6, 0.9
+
+
+def posed(x: Tensor, reach: float | None) -> None:
+    """Images of one template; each is turned by its own angle if there is a reach."""
+    extent = pyro.sample("extent", dist.Uniform(torch.tensor(0.0), math.pi)) if reach is None else torch.tensor(reach)
+    pyro.sample("offset", dist.Normal(torch.tensor(0.0), 0.1))
+    with pyro.plate("images", len(x)):
+        pose = pyro.sample("pose", SoftUniform(extent)) if reach != 0 else torch.zeros(len(x))
+        view = SO2(on=ROTOR).act(pose, TEMPLATE)
+        pyro.sample("x", dist.Normal(view, BLUR).to_event(3), obs=x)
+
+
+def exact_evidence(x: Tensor, extents: Tensor) -> Tensor:
+    """Log evidence at each extent, its pose integrated on a fine grid of angles."""
+    total = []
+    for extent in extents:
+        angles, log_weights = SoftUniform(extent).nodes(256)
+        views = ROTOR.rotate(TEMPLATE, angles)
+        logs = dist.Normal(views[:, None], BLUR).log_prob(x).sum((-3, -2, -1)) + log_weights[:, None]
+        total.append(logs.logsumexp(0).sum())
+    return torch.stack(total)
+
+
+@pytest.fixture(scope="session")
+def turned(float64: None) -> Dataset:
+    rng = np.random.default_rng(0)
+    angles = torch.as_tensor(rng.uniform(-REACH, REACH, 60))
+    x = ROTOR.rotate(TEMPLATE, angles) + BLUR * torch.as_tensor(rng.normal(size=(60, 1, 2, 16)))
+    return from_arrays("turned", x.flatten(1).numpy(), np.arange(60) / 60.0)
+
+
+def test_range_of_a_pose_is_selected(turned):
+    def views(data: Dataset) -> tuple[Tensor]:
+        return (data.x.reshape(-1, 1, 2, 16),)
+
+    def hypothesis(name: str, kind: str, reach: float | None, **more: object) -> Hypothesis:
+        wrapped = partial(posed, reach=reach)
+        model = wrapped if reach == 0 else Marginalised(wrapped, nodes=128)
+        starts = tuple({"offset": 0.0} | s for s in more.pop("starts", ({},)))
+        return Hypothesis(name, kind, "template", model, views, starts, **more)
+
+    angle = Extent("pose", "rad", upper=math.pi, reach=0.95 * math.pi, whole=True, resolution=0.02)
+    result = select(
+        turned,
+        hypotheses=[
+            hypothesis("upright", "none", 0),
+            hypothesis(
+                "turns",
+                "augmentation",
+                None,
+                starts=({"extent": 0.3}, {"extent": 2.5}),
+                extents={"extent": angle},
+                contains=frozenset({"turns"}),
+            ),
+            hypothesis("all turns", "group", math.pi, contains=frozenset({"all turns"})),
+        ],
+        jobs=1,
+    )
+    assert result.failed == {}
+    found = {f.label: f for f in result.fits}
+    x = turned.x.reshape(-1, 1, 2, 16)
+    assert result.best.label == "turns"
+    assert found["turns"].extents["extent"].mean == pytest.approx(REACH, abs=3 * found["turns"].extents["extent"].sd)
+    grid = torch.linspace(0.01, math.pi - 1e-6, 300)
+    logs = exact_evidence(x, grid)
+    integral = float(torch.trapezoid((logs - logs.max()).exp(), grid) / math.pi)
+    exact = {
+        "turns": float(logs.max()) + math.log(integral),
+        "all turns": float(exact_evidence(x, torch.tensor([math.pi]))),
+        "upright": float(dist.Normal(TEMPLATE, BLUR).log_prob(x).sum()),
+    }
+    for label, f in found.items():
+        error = max(f.evidence.std_error, 1e-3)
+        assert f.evidence.value <= exact[label] + stats.norm.ppf(1 - 1e-4) * error, label
+        assert f.evidence.value >= exact[label] - 1.0, label
+    pointwise = found["turns"].pointwise["x"]
+    assert pointwise.shape == (32, 60)  # one density for each image, its pose summed out
+    likelihood = found["turns"].weighted[:, -2]
+    torch.testing.assert_close(pointwise.sum(1), likelihood)

@@ -2,18 +2,17 @@
 
 import itertools
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from pyro import poutine
-from pyro.distributions import Normal, Unit
-from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import biject_to
 
+from pyro_invariance.traces import Part, free_dim, samples, score
 from pyro_invariance.typing import BadInput
 
 Bound = Literal["exact", "lower", "upper", "estimate"]
@@ -62,23 +61,40 @@ class LogJoint:
     Parameters
     ----------
     model : callable
-        A Pyro model whose latent sites are continuous.
+        A Pyro model whose latent sites are continuous, or enumerated in parallel and then summed out.
     args : tuple
         Its arguments.
+
+    Attributes
+    ----------
+    transforms, shapes : dict
+        Of each continuous site, from unconstrained space, and there.
+    summed : set of str
+        Sites that are summed out.
+    nesting : int
+        Depth of the plates.
     """
 
     model: Callable
     args: tuple = ()
     transforms: dict = field(init=False)
     shapes: dict = field(init=False)
+    summed: set[str] = field(init=False)
+    nesting: int = field(init=False)
 
     def __post_init__(self) -> None:
         trace = prune_subsample_sites(poutine.trace(self.model).get_trace(*self.args))
         self.transforms, self.shapes = {}, {}
+        self.summed, self.nesting = set(), -1 - free_dim(trace)
         for name in trace.stochastic_nodes:
             site: Any = trace.nodes[name]
+            if site["infer"].get("enumerate") == "parallel":
+                self.summed.add(name)
+                continue
             if site["fn"].has_enumerate_support:
-                raise BadInput(f"model: site {name!r} is discrete; marginalise it first")
+                raise BadInput(
+                    f"model: site {name!r} is discrete; have it summed out: infer={{'enumerate': 'parallel'}}"
+                )
             self.transforms[name] = biject_to(site["fn"].support)
             self.shapes[name] = self.transforms[name].inv(site["value"]).shape
 
@@ -110,54 +126,28 @@ class LogJoint:
 
     def terms(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Log prior density of `z` (Jacobian included) and log likelihood, nats."""
-        return self.evaluate(z)[:2]
+        prior, likelihood, _, _ = self.evaluate(z)
+        return prior, likelihood
 
-    def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor, poutine.Trace]:
-        """Log prior density and log likelihood as in `terms`, and the trace of the model that they come from."""
+    def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor, poutine.Trace, list[Part]]:
+        """Log prior density and log likelihood as in `terms`, and the run of the model that they come from."""
         values = self.unpack(z)
-        trace = poutine.trace(poutine.condition(self.model, data=values)).get_trace(*self.args)
-        trace = prune_subsample_sites(trace)
-        trace.compute_log_prob()
+        trace, parts = score(poutine.condition(self.model, data=values), self.args, summed=self.summed)
+        inside = {name for part in parts for name in part.names}
         prior, likelihood = torch.zeros(()), torch.zeros(())
-        for name, site in trace.nodes.items():
-            if site["type"] != "sample" or name in ("_INPUT", "_RETURN"):
-                continue
+        for name, site in samples(trace).items():
             if name in values:
                 u = self.transforms[name].inv(values[name])
-                jacobian = self.transforms[name].log_abs_det_jacobian(u, values[name]).sum()
-                prior = prior + site["log_prob_sum"] + jacobian
+                prior = prior + self.transforms[name].log_abs_det_jacobian(u, values[name]).sum()
+            if name in inside:
+                continue
+            if name in values:
+                prior = prior + site["log_prob_sum"]
             else:
                 likelihood = likelihood + site["log_prob_sum"]
-        return prior, likelihood, trace
-
-
-def is_data(site: Any) -> bool:
-    """Whether a site is observed data, neither deterministic nor a bare factor."""
-    return bool(
-        site["type"] == "sample"
-        and site["is_observed"]
-        and not (site["infer"] or {}).get("_deterministic")
-        and not isinstance(site["fn"], Unit)
-    )
-
-
-def observed(trace: poutine.Trace, latent: Collection[str] = ()) -> dict[str, Any]:
-    """Sites of a trace that are data, but for latent ones that are conditioned on."""
-    return {name: site for name, site in trace.nodes.items() if name not in latent and is_data(site)}
-
-
-def pointwise(site: Any) -> tuple[Tensor, Tensor]:
-    """Log density of each datum of an observed site, nats, and a replicate of all of them.
-
-    A distribution whose data depend on each other may offer `leave_one_out(value) -> mean, variance`; each datum is
-    then predicted from the others.
-    """
-    fn, value = site["fn"], site["value"]
-    if not hasattr(fn, "leave_one_out"):
-        return scale_and_mask(fn.log_prob(value), mask=site["mask"]), fn.sample()
-    mean, variance = fn.leave_one_out(value)
-    predictive = Normal(mean, variance.sqrt()[..., None])
-    return predictive.log_prob(value).sum(-1), predictive.sample()
+        for part in parts:
+            likelihood = likelihood + (part.log_density * part.scale).sum()
+        return prior, likelihood, trace, parts
 
 
 def require_finite(value: float, what: str) -> float:

@@ -43,8 +43,8 @@ def _objective(log_joint: LogJoint, prior: bool) -> Callable[[np.ndarray], tuple
         except torch.linalg.LinAlgError:  # a line search reached too far: a wall, with the way back
             return 1e12, z
         value = log_likelihood + log_prior if prior else log_likelihood
-        (gradient,) = torch.autograd.grad(value, point, allow_unused=True)
-        gradient = torch.zeros_like(point) if gradient is None else gradient
+        gradient = torch.autograd.grad(value, point, allow_unused=True)[0] if value.requires_grad else None
+        gradient = torch.zeros_like(point) if gradient is None else gradient  # a likelihood that is flat in all sites
         return -float(value.detach()), -gradient.numpy()
 
     return negative

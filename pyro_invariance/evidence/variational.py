@@ -9,11 +9,12 @@ import arviz as az
 import pyro
 import torch
 from pyro.distributions import MultivariateNormal
-from pyro.infer import Trace_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch import Tensor
 
-from pyro_invariance.evidence.base import Evidence, LogJoint, observed, pointwise, require_finite
+from pyro_invariance.evidence.base import Evidence, LogJoint, require_finite
 from pyro_invariance.guides import LaplaceNormal
+from pyro_invariance.traces import observed, pointwise
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Draws:
 
 
 def train(
-    guide: LaplaceNormal, model: Any, args: tuple, *, steps: int, particles: int, seed: int, rate: float = 0.05
+    guide: LaplaceNormal, log_joint: LogJoint, *, steps: int, particles: int, seed: int, rate: float = 0.05
 ) -> tuple[list[float], MultivariateNormal]:
     """SVI: climb the evidence lower bound with Adam, from where the guide stands.
 
@@ -75,15 +76,17 @@ def train(
         The (noisy) bound at each step, nats, and the guide before the last tenth of the steps.
     """
     pyro.set_rng_seed(seed)
-    guide(*args)  # sets up its parameters
-    elbo = Trace_ELBO(num_particles=particles)(model, guide)
+    guide(*log_joint.args)  # sets up its parameters
+    kind, nesting = (TraceEnum_ELBO, log_joint.nesting) if log_joint.summed else (Trace_ELBO, math.inf)
+    model: Any = log_joint.model
+    elbo = kind(num_particles=particles, max_plate_nesting=nesting)(model, guide)
     optimiser = torch.optim.Adam(elbo.parameters(), lr=rate, betas=(0.8, 0.99))
     path, before = [], guide.get_posterior()
     for step in range(steps):
         if step == steps - max(1, steps // 10):
             before = guide.get_posterior()
         optimiser.zero_grad()
-        loss = elbo(*args)
+        loss = elbo(*log_joint.args)
         loss.backward()
         optimiser.step()
         path.append(-float(loss.detach()))
@@ -100,13 +103,16 @@ def draw(
     z = posterior.sample(torch.Size([count]))
     terms, prior, density, replicates = [], defaultdict(list), defaultdict(list), defaultdict(list)
     for row in z:
-        *both, trace = log_joint.evaluate(row)
+        *both, trace, parts = log_joint.evaluate(row)
         terms.append(torch.stack(both))
         for name in log_joint.transforms:
             prior[name].append(trace.nodes[name]["log_prob"])
         sites = observed(trace, log_joint.transforms)
         data = {name: site["value"] for name, site in sites.items()}
-        for name, site in sites.items():
+        for part in parts:
+            density["+".join(name for name in part.names if name in sites)].append(part.log_density)
+        for name in sites.keys() - {name for part in parts for name in part.names}:
+            site = sites[name]
             of_each, replicate = pointwise(site)
             density[name].append(of_each)
             replicates[name].append(replicate)
