@@ -103,9 +103,10 @@ def _select(chosen: argparse.Namespace) -> int:
     out = Path(chosen.out or f"runs/{data.name}-{chosen.model}-seed{chosen.seed}-{data.sha256[:8]}")
     result = select(data, chosen.model, names, seed=chosen.seed, out=out, jobs=chosen.jobs)
     print(describe(result))
-    pictures = plotting.save_all(result, out)
-    page = report(result, out / "report.html", read_json(out / "selection.json")["command"])
-    print(f"\nin {out}: selection.json, posterior.nc, {', '.join(p.name for p in pictures)}")
+    page = report(result, out, read_json(out / "selection.json")["command"])
+    print(
+        f"\nin {out}: selection.json, posterior.nc, {', '.join(f'{draw.__name__}.png' for draw in plotting.PICTURES)}"
+    )
     print(f"look at {page}")
     return 1 if result.failed else 0
 
@@ -154,8 +155,7 @@ def _predict(chosen: argparse.Namespace) -> int:
 
 def _report(chosen: argparse.Namespace) -> int:
     run, folder = results.load(chosen.run), Path(chosen.run)
-    plotting.save_all(run, folder)
-    print(f"look at {report(run, folder / 'report.html', read_json(folder / 'selection.json')['command'])}")
+    print(f"look at {report(run, folder, read_json(folder / 'selection.json')['command'])}")
     return 0
 
 

@@ -81,7 +81,9 @@ def inference_data(
         **(attributes or {}),
     }
     made: dict[str, Any] = {name: dataset(values, {}, attributes) for name, values in groups.items() if values}
-    units = SITE_UNITS | {name: UNITS[extent.unit] for name, extent in fit.extents.items()}
+    units = ({} if attributes.get("entry") == "custom" else SITE_UNITS) | {
+        name: UNITS[extent.unit] for name, extent in fit.extents.items()
+    }
     units |= {f"{name}_degrees": "degrees" for name in ranges}
     for group in ("posterior", "prior"):
         for name, variable in made[group].data_vars.items():

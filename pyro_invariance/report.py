@@ -20,15 +20,17 @@ from pyro_invariance.verdict import Verdict
 KHAT, TIGHT = 0.7, 2.0  # above these a bound deserves a word: Pareto shape, nats
 
 
-def report(selection: Selection, path: Path, command: str = "") -> Path:
-    """Write a self-contained report: everything escaped, pictures embedded and described in words.
+def report(selection: Selection, folder: Path, command: str = "") -> Path:
+    """Write `report.html`, self-contained: everything escaped, pictures embedded and described in words.
+
+    Each picture is left as a PNG as well.
 
     Parameters
     ----------
     selection : Selection
         A finished run.
-    path : Path
-        The `.html` to write.
+    folder : Path
+        Where to write.
     command : str
         What reproduces the run.
     """
@@ -44,16 +46,15 @@ def report(selection: Selection, path: Path, command: str = "") -> Path:
         scores=selection.test_scores(best),
         sentences=sentences(selection),
         cautions=cautions(selection),
-        pictures=[_picture(selection, draw, question) for draw, question in plotting.PICTURES.items()],
+        pictures=[_picture(selection, draw, question, folder) for draw, question in plotting.PICTURES.items()],
         rows=[_row(selection, f) for f in selection.fits],
         failed=selection.failed,
         versions=versions(),
         command=command,
     )
-    part = path.with_suffix(".html.part")
+    part = folder / "report.html.part"
     part.write_text(text, encoding="utf-8")
-    part.replace(path)
-    return path
+    return part.replace(folder / "report.html")
 
 
 def sentences(selection: Selection) -> list[tuple[str, str]]:
@@ -116,7 +117,7 @@ def cautions(selection: Selection) -> list[str]:
     return found
 
 
-def _picture(selection: Selection, draw: Callable[[Selection], Axes], question: str) -> dict[str, str]:
+def _picture(selection: Selection, draw: Callable[[Selection], Axes], question: str, folder: Path) -> dict[str, str]:
     """A plot as a PNG, with the question that it answers, how to read it, and what it shows in words."""
     axes = draw(selection)
     figure = axes.get_figure(root=True)
@@ -128,6 +129,7 @@ def _picture(selection: Selection, draw: Callable[[Selection], Axes], question: 
     said += [t.get_text() for t in axes.get_yticklabels()] if axes.get_yticklabels() else []
     said += [t.get_text() for t in legend.get_texts()] if legend else []
     plt.close(figure)
+    (folder / f"{draw.__name__}.png").write_bytes(file.getvalue())
     return {
         "name": draw.__name__,
         "question": question,

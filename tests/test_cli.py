@@ -1,5 +1,6 @@
 """The command line: exit status 0, 1 or 2, one line on stderr for bad input, nothing half-written."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -234,6 +235,30 @@ def test_select_writes_a_run_folder(finished, data, capsys):
     assert f"best model: {content['best']['name']}, log evidence" in out
     assert "(lower bound)" in out
     assert str(finished) in out
+
+
+def test_select_ends_by_saying_where_to_look(finished, data, capsys):
+    arguments = ["--hypotheses", "mirror", "--seed", "3", "--jobs", "1", "--out", str(finished)]
+    assert main(["select", str(data), *arguments]) == 0
+    assert capsys.readouterr().out.endswith(f"look at {finished / 'report.html'}\n")
+    assert "which symmetry?" in (finished / "report.html").read_text(encoding="utf-8")
+
+
+def test_report_is_written_again(finished, tmp_path, capsys):
+    copy = Path(shutil.copytree(finished, tmp_path / "copy"))
+    before = (copy / "report.html").read_text(encoding="utf-8")
+    for name in ("report.html", "evidence.png"):
+        (copy / name).unlink()
+    assert main(["report", str(copy)]) == 0
+    assert capsys.readouterr().out == f"look at {copy / 'report.html'}\n"
+    again = (copy / "report.html").read_text(encoding="utf-8")
+    text = re.compile(r"data:image/png;base64,[^\"]*")
+    assert text.sub("", again) == text.sub("", before)
+    assert (copy / "evidence.png").is_file()
+
+
+def test_report_needs_a_run(refused, tmp_path):
+    assert "holds no selection.json" in refused("report", tmp_path / "nowhere")
 
 
 def test_select_has_a_folder_of_its_own_by_default(data, elsewhere, capsys):

@@ -36,7 +36,7 @@ def test_site_block_learns_the_planted_extent():
 
 def test_links_lead_somewhere():
     targets = re.findall(r"\]\((?!http)([^)#]+)\)", README)
-    assert "docs/digits.png" in targets
+    assert "docs/report.png" in targets
     assert [t for t in targets if not (ROOT / t).exists()] == []
 
 

@@ -41,9 +41,9 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def page(run: Selection, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Page]:
-    path = tmp_path_factory.mktemp("report") / "report.html"
+    folder = tmp_path_factory.mktemp("report")
     begin = time.perf_counter()
-    report(run, path, "pyro-invariance select tiny --seed 0")
+    path = report(run, folder, "pyro-invariance select tiny --seed 0")
     print(f"report: {path.stat().st_size / 2**20:.2f} MiB in {time.perf_counter() - begin:.1f} s")
     return path, Page(path)
 
@@ -54,7 +54,8 @@ def test_report_is_one_whole_file(page):
     assert all(link.startswith("data:image/png;base64,") for link in parsed.links)  # nothing is fetched
     assert "script" not in parsed.tags
     assert path.stat().st_size < 3 * 2**20
-    assert [p.name for p in path.parent.iterdir()] == ["report.html"]
+    pictures = {f"{draw.__name__}.png" for draw in plotting.PICTURES}
+    assert {p.name for p in path.parent.iterdir()} == {"report.html", *pictures}
 
 
 def test_every_picture_is_there_and_described(page):
@@ -82,7 +83,7 @@ def test_report_tells_what_the_run_found(page, run):
 def test_names_are_escaped(run, tmp_path):
     hostile = "<script>alert('x')</script>"
     named = replace(run, data=replace(run.data, name=hostile), failed={"<b>own</b>": "\"<img src=x onerror='y'>"})
-    text = report(named, tmp_path / "report.html", hostile).read_text(encoding="utf-8")
+    text = report(named, tmp_path, hostile).read_text(encoding="utf-8")
     assert "<script" not in text
     assert "<b>own" not in text
     assert "<img src=x" not in text
@@ -149,6 +150,6 @@ def test_report_of_a_run_without_test_data_or_verdicts(run, tmp_path):
         entry="custom",
     )
     bare.__dict__["verdicts"] = {}
-    parsed = Page(report(bare, tmp_path / "report.html"))
+    parsed = Page(report(bare, tmp_path))
     assert "0 held out" in parsed.text
     assert sum("No test data" in p["alt"] for p in parsed.pictures) == 3

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_invariance import plotting, sweep, zoo
+from pyro_invariance import sweep, zoo
 from pyro_invariance.datasets import Dataset
+from pyro_invariance.report import report
 from pyro_invariance.results import load
 from pyro_invariance.runs import read_json
 from pyro_invariance.selection import select
@@ -35,7 +36,7 @@ def test_hypotheses_that_do_not_fit_in_memory_are_refused(tiny, monkeypatch, tmp
     assert content["symmetries"] == {}
     loaded = load(tmp_path / "run")
     assert loaded.failed == result.failed
-    assert len(plotting.save_all(loaded, tmp_path)) == 10  # nothing to draw is no reason to fail
+    assert report(loaded, tmp_path).is_file()  # nothing to draw is no reason to fail
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,9 @@
 """Pictures of results; each function takes a result, draws on given or new axes and returns them."""
 
-from pathlib import Path
-
 from pyro_invariance.plotting.base import save
 from pyro_invariance.plotting.held_out import calibration, paired, predictive_check
 from pyro_invariance.plotting.images import gallery
 from pyro_invariance.plotting.learned import evidence, extents, profile, profiles, sensitivity, symmetries, traces
-from pyro_invariance.results import Selection
 
 PICTURES = {  # in the order of a report, with what each answers
     symmetries: "Which symmetries do the labels have?",
@@ -22,16 +19,6 @@ PICTURES = {  # in the order of a report, with what each answers
 }
 
 
-def save_all(selection: Selection, folder: Path) -> list[Path]:
-    """Write the pictures of a selection as PNG and return their paths."""
-    paths = []
-    for draw in PICTURES:
-        axes = draw(selection)
-        paths.append(folder / f"{draw.__name__}.png")
-        save(axes, paths[-1])
-    return paths
-
-
 __all__ = [
     "PICTURES",
     "calibration",
@@ -43,7 +30,6 @@ __all__ = [
     "profile",
     "profiles",
     "save",
-    "save_all",
     "sensitivity",
     "symmetries",
     "traces",
