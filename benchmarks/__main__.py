@@ -21,7 +21,9 @@ ROOT = Path(__file__).parents[1]
 
 def code() -> str:
     """Digest of all code that a row depends on; a row of other code is computed again."""
-    sources = sorted(p for folder in ("pyro_invariance", "models") for p in (ROOT / folder).glob("**/*.py"))
+    sources = sorted(
+        p for folder in ("pyro_invariance", "models", "benchmarks") for p in (ROOT / folder).glob("**/*.py")
+    )
     return hashlib.sha256(b"".join(p.read_bytes() for p in sources)).hexdigest()[:12]
 
 
@@ -56,8 +58,11 @@ def run(name: str, seed: int, nodes: int, scale: float, out: Path) -> dict:
         return row
     case, entry = CASES[name], zoo.load("orbit_gp")
     data = case.data(seed)
-    entry.Polar = partial(PermutedPolar, seed=seed) if name == "permuted polar" else Polar
-    every = entry.hypotheses(data, nodes=nodes, scale=scale)
+    try:
+        entry.Polar = partial(PermutedPolar, seed=seed) if name == "permuted polar" else Polar
+        every = entry.hypotheses(data, nodes=nodes, scale=scale)
+    finally:
+        entry.Polar = Polar
     wanted = {h.label for h in zoo.choose(data, "orbit_gp", case.hypotheses)}
     start = time.perf_counter()
     result = pyro_invariance.select(data, hypotheses=[h for h in every if h.label in wanted], seed=seed)

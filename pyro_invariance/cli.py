@@ -19,7 +19,7 @@ from pyro_invariance.profiles import profile
 from pyro_invariance.report import report
 from pyro_invariance.runs import read_json
 from pyro_invariance.selection import NothingFitted, select
-from pyro_invariance.typing import BadInput
+from pyro_invariance.typing import BadInput, checked_seed
 
 
 class _Parser(argparse.ArgumentParser):
@@ -96,8 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _select(chosen: argparse.Namespace) -> int:
-    if chosen.seed < 0:
-        raise BadInput(f"seed: got {chosen.seed}; 0 or more")
+    checked_seed(chosen.seed)
     data = zoo.load_data(chosen.data, chosen.seed)
     names = None if chosen.hypotheses is None else [n for n in chosen.hypotheses.split(",") if n]
     out = Path(chosen.out or f"runs/{data.name}-{chosen.model}-seed{chosen.seed}-{data.sha256[:8]}")
@@ -125,7 +124,7 @@ def describe(result: results.Selection) -> str:
         certain = ", certified" if v.certified else ""
         lines.append(f"{name:12} {v.verdict:10}{certain} ({v.base}: {v.reason})")
     if result.omitted:
-        lines += ["", f"not fitted, so the verdicts know nothing of them: {', '.join(result.omitted)}"]
+        lines += ["", f"not fitted, so the verdicts know nothing of them: {', '.join(h.label for h in result.omitted)}"]
     lines += ["", f"best model: {best.label}, {best.evidence}"]
     return "\n".join(lines)
 
@@ -161,8 +160,9 @@ def _report(chosen: argparse.Namespace) -> int:
 
 def _profile(chosen: argparse.Namespace) -> int:
     out = _writable(chosen.out, ".png")
-    if chosen.images < 2 or chosen.seed < 0:
-        raise BadInput(f"images, seed: got {chosen.images} and {chosen.seed}; 2 images or more, a seed of 0 or more")
+    if chosen.images < 2:
+        raise BadInput(f"images: got {chosen.images}; 2 or more")
+    checked_seed(chosen.seed)
     data = zoo.load_data(chosen.data, chosen.seed).subset(chosen.images, chosen.seed)
     candidates = [h for h in zoo.choose(data, chosen.model, [chosen.hypothesis]) if h.extents]
     if not candidates:

@@ -53,6 +53,8 @@ class Dataset:
         Digest of all arrays as given.
     dtype : str
         Of the inputs as given: new ones must have the same scale.
+    item : tuple of int
+        Shape of an input as given, the channels of an image last.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Dataset:
     total: int
     sha256: str
     dtype: str
+    item: tuple[int, ...]
 
     @property
     def codes(self) -> Tensor | None:
@@ -90,7 +93,7 @@ class Dataset:
         classes, outputs = self.codes.shape
         if classes == 2:
             return "one output of {:+.3g} and {:+.3g}".format(*self.codes[:, 0].tolist())
-        return f"{outputs} orthonormal contrasts of {classes} one-hot classes, centred, of unit variance"
+        return f"{outputs} orthonormal contrasts of {classes} one-hot classes, centred, of unit variance on average"
 
     def subset(self, size: int, seed: int) -> "Dataset":
         """A random subset of the training items, balanced over classes as far as they allow."""
@@ -157,13 +160,10 @@ def load_new(source: str | Path, data: Dataset) -> Tensor:
     if data.kind == "images":
         if x.ndim not in (3, 4):
             raise BadInput(f"x: got shape {x.shape}; images are [N, H, W] or [N, H, W, C]")
-        images = _channels_first(x)
-        if images.shape[1:] != data.x.shape[1:]:
-            raise BadInput(f"x: images of shape {tuple(images.shape[1:])}, the run was on {tuple(data.x.shape[1:])}")
-        return images
-    if x.shape[1:] != data.x.shape[1:]:
-        raise BadInput(f"x: items of shape {x.shape[1:]}, the run was on {tuple(data.x.shape[1:])}")
-    return torch.as_tensor(x)
+        x = x if x.ndim == 4 else x[..., None]
+    if x.shape[1:] != tuple(data.item):  # a JSON file has no tuples
+        raise BadInput(f"x: items of shape {x.shape[1:]}, those of the run have {tuple(data.item)}")
+    return _channels_first(x) if data.kind == "images" else torch.as_tensor(x)
 
 
 def _digits(seed: int) -> Dataset:
@@ -240,7 +240,7 @@ def from_arrays(
     for array in (x_train, y_train, x_test, y_test):
         digest.update(str((array.shape, array.dtype.str)).encode())
         digest.update(np.ascontiguousarray(array).tobytes())
-    dtype = str(x_train.dtype)
+    dtype, item = str(x_train.dtype), x_train.shape[1:]
     x_train, x_test = _inputs("x_train", x_train), _inputs("x_test", x_test)
     chosen = _kind(kind, x_train)
     if x_test.shape[1:] != x_train.shape[1:]:
@@ -249,11 +249,25 @@ def from_arrays(
         raise BadInput(f"x_train: all {len(x_train)} items are the same, there is nothing to learn from")
     if chosen == "images" and not np.ptp(x_train.reshape(len(x_train), -1), axis=1).any():
         raise BadInput("x_train: every image is constant, there is nothing to learn from")
+    if chosen == "images" and len(item) == 2:
+        item = (*item, 1)
     classes = _labels(x_train, y_train, x_test, y_test)
     x, new = (_channels_first(a) if chosen == "images" else torch.as_tensor(a) for a in (x_train, x_test))
     to = torch.long if classes else torch.float64
     y, y_new = (torch.as_tensor(a.astype(np.int64 if classes else np.float64)).to(to) for a in (y_train, y_test))
-    return Dataset(name, chosen, x, y, new, y_new, classes, len(y), digest.hexdigest(), dtype)
+    return Dataset(
+        name,
+        chosen,
+        x,
+        y,
+        new,
+        y_new,
+        classes,
+        len(y),
+        digest.hexdigest(),
+        dtype,
+        (*item, 1) if chosen == "images" and len(item) == 2 else item,
+    )
 
 
 def _one_scale(a: np.dtype, b: np.dtype) -> bool:

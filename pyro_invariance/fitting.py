@@ -210,7 +210,7 @@ def _profile(
     """Walk the extents on a few items, the rest optimised from the mode of all of them with its curvature."""
     if not hypothesis.extents:
         return []
-    small, rest = data.subset(SCOUT, seed), _others(log_joint, hypothesis)
+    small, rest = _few(data, seed), _others(log_joint, hypothesis)
     precision = torch.cholesky_inverse(cholesky).numpy()[np.ix_(rest, rest)] * len(small.y) / len(data.y)
     return list(walk(hypothesis, hypothesis.prepare(small), log_joint.unpack(mode), POINTS, np.linalg.inv(precision)))
 
@@ -246,19 +246,28 @@ def _whole(learned: Range, extent: Extent) -> bool:
     return extent.whole and learned.saturated and learned.lower >= 0.8 * extent.upper
 
 
+def _few(data: Dataset, seed: int) -> Dataset:
+    """A few items, or all where the values of a few do not vary."""
+    small = data.subset(SCOUT, seed)
+    return small if torch.isfinite(small.targets).all() else data
+
+
 def _scout(hypothesis: Hypothesis, data: Dataset, seed: int) -> list[tuple[dict[str, Tensor], np.ndarray]]:
     """Fit all but the extents on a few images, from every start: site values and a guess of their covariance.
 
     The extents stay where they start, because a few images may prefer another basin than all of them do.  Without
     extents, starts that meet are one.
     """
-    small = data.subset(SCOUT, seed)
+    small = _few(data, seed)
     args, ratio = hypothesis.prepare(small), len(small.y) / len(data.y)
     begins: list[tuple[dict[str, Tensor], np.ndarray]] = []
     reached: list[float] = []
     for start in hypothesis.starts:
         held = {name: torch.tensor(start[name]) for name in hypothesis.extents}
         log_joint = LogJoint(poutine.condition(hypothesis.model, data=held), args)
+        if log_joint.size == 0:
+            begins.append((held, np.zeros((0, 0))))
+            continue
         mode = maximise(log_joint, log_joint.pack({k: v for k, v in start.items() if k not in held}))
         if not held and any(abs(mode.value - other) < 0.5 for other in reached):
             continue

@@ -1,7 +1,7 @@
 """Proper priors on the hyperparameters, the same for every hypothesis of a run, so that evidences are comparable.
 
 Each scale is the standard deviation of a logarithm; `scale` multiplies all of them, for sensitivity checks.
-Targets have unit variance per output and distances mean one, which is what makes 1 the centre.
+Targets have unit variance on average over outputs and distances mean one, which is what makes 1 the centre.
 """
 
 import math

@@ -1,7 +1,7 @@
 r"""Gaussian processes with the function marginalised exactly, and the classes they predict.
 
-Class labels are coded by orthonormal contrasts of the one-hot vectors, centred and scaled to unit variance per output
-over the data: `C - 1` outputs whose inner products are those of centred one-hot vectors (which are linearly dependent
+Class labels are coded by orthonormal contrasts of the one-hot vectors, centred and scaled to unit variance on average
+over outputs: `C - 1` outputs whose inner products are those of centred one-hot vectors (which are linearly dependent
 and would count the data twice); two classes give one output, -1 and +1 if they are equally frequent.
 """
 

@@ -85,8 +85,10 @@ def _reach(selection: Selection, symmetry: str) -> str:
         if r.unit == "grid":
             scale, unit = selection.data.x.shape[-1] / 2, f"{name} of pixels"
         digits = 0 if r.mean * scale >= 10 else 1
-        spread = "" if r.saturated else f" ± {max(r.sd * scale, 0.1**digits):.{digits}f}"
-        words.append(f"{'at least ' if r.saturated else ''}{r.mean * scale:.{digits}f}{spread} {unit}")
+        if r.saturated:
+            words.append(f"at least {r.lower * scale:.{digits}f} {unit}")
+        else:
+            words.append(f"{r.mean * scale:.{digits}f} ± {max(r.sd * scale, 0.1**digits):.{digits}f} {unit}")
     return f" of up to {' and '.join(words)} either way" if words else ""
 
 
@@ -96,7 +98,9 @@ def cautions(selection: Selection) -> list[str]:
     if data.total > len(data.y):
         found.append(f"The evidence is of {len(data.y)} items, drawn from {data.total} with seed {selection.seed}.")
     if selection.omitted:
-        found.append(f"Not fitted, so that the verdicts know nothing of them: {', '.join(selection.omitted)}.")
+        found.append(
+            f"Not fitted, so that the verdicts know nothing of them: {', '.join(h.label for h in selection.omitted)}."
+        )
     for label, reason in selection.failed.items():
         found.append(f"{label} was not fitted: {reason}.")
     for f in selection.fits:

@@ -18,7 +18,7 @@ from pyro_invariance.diagnostics import expected_calibration_error, inference_da
 from pyro_invariance.fitting import PREDICTIVE, Fit
 from pyro_invariance.numerics import float64
 from pyro_invariance.processes import code_log_density
-from pyro_invariance.runs import RunFolder, read_json, read_tensors, versions
+from pyro_invariance.runs import RunFolder, identity, read_json, read_tensors, versions
 from pyro_invariance.typing import BadInput
 from pyro_invariance.verdict import Verdict, best, verdicts
 from pyro_invariance.zoo import Hypothesis
@@ -60,15 +60,19 @@ class Selection:
     @cached_property
     def verdicts(self) -> dict[str, Verdict]:
         """What the data say about each symmetry."""
-        return verdicts(list(self.fits))
+        return self.judge(list(self.fits))
+
+    def judge(self, fits: list[Fit]) -> dict[str, Verdict]:
+        """Verdicts from these fits of the run's hypotheses, mindful of those that were not fitted."""
+        return verdicts(fits, self.omitted, [h for h in self.hypotheses if h.label in self.failed])
 
     @cached_property
-    def omitted(self) -> tuple[str, ...]:
-        """Labels of the entry's hypotheses that were not asked for: the verdicts know nothing of them."""
+    def omitted(self) -> tuple[Hypothesis, ...]:
+        """Hypotheses of the entry that were not asked for: the verdicts know nothing of them."""
         if self.entry == "custom":
             return ()
         asked = {h.label for h in self.hypotheses}
-        return tuple(h.label for h in zoo.load(self.entry).hypotheses(self.data) if h.label not in asked)
+        return tuple(h for h in zoo.load(self.entry).hypotheses(self.data) if h.label not in asked)
 
     @property
     def best(self) -> Fit:
@@ -151,6 +155,8 @@ class Selection:
             raise BadInput(f"images: got shape {tuple(images.shape)}; the run was on [M, {item}")
         if len(images) == 0:
             raise BadInput(f"images: got none; one or more of [M, {item} are accepted")
+        if not torch.isfinite(images).all():
+            raise BadInput("images: got NaN or infinite values; finite ones are accepted")
         sites = [{k: v[i] for k, v in chosen.draws.items()} for i in range(PREDICTIVE)]
         mean, variance = hypothesis.predict(hypothesis.prepare(self.data), sites, images.to(torch.float64))
         codes = self.data.codes
@@ -177,7 +183,7 @@ class Selection:
                 {
                     **head,
                     "representation": f.base,
-                    "method": "SVI over hyperparameters, function marginalised exactly",
+                    "method": "SVI over the latent sites from their mode",
                     "status": "done",
                     "log_evidence": e.value,
                     "bound": e.bound,
@@ -214,7 +220,7 @@ class Selection:
             },
             "seed": self.seed,
             "hypotheses": rows,
-            "not_fitted": list(self.omitted),
+            "not_fitted": [h.label for h in self.omitted],
             "symmetries": {s: vars(v) for s, v in self.verdicts.items()},
             "best": {
                 "name": first.label,
@@ -234,8 +240,11 @@ def describe_extents(f: Fit) -> str:
     for name, r in f.extents.items():
         value, sd, unit = (np.degrees(r.mean), np.degrees(r.sd), " deg") if r.unit == "rad" else (r.mean, r.sd, "")
         digits = 0 if r.unit == "rad" else 2
-        least = "at least " if r.saturated else ""
-        words.append("none" if r.zero else f"{name} {least}{value:.{digits}f} +- {sd:.{max(digits, 1)}f}{unit}")
+        at_least = np.degrees(r.lower) if r.unit == "rad" else r.lower  # the mean is not the least that it may be
+        if r.saturated:
+            words.append(f"{name} at least {at_least:.{digits}f}{unit}")
+        else:
+            words.append("none" if r.zero else f"{name} {value:.{digits}f} +- {sd:.{max(digits, 1)}f}{unit}")
     return ", ".join(words)
 
 
@@ -258,9 +267,15 @@ def _restore(path: Path, content: dict[str, Any]) -> Selection:
     x, y, y_test = tensors["x"], tensors["y"], tensors["y_test"]
     data = Dataset(x=x, y=y, x_test=x[:0], y_test=y_test, **read_json(path / "data.json"))
     hypotheses = {h.label: h for h in zoo.load(content["entry"]).hypotheses(data)}
-    folder = RunFolder(path, read_json(path / "run.json"))
-    rows = content["hypotheses"]
-    fits = [f for row in rows if row["status"] == "done" and (f := folder.load(row["label"])) is not None]
+    made = read_json(path / "run.json")
+    for what, value in identity(data, content["entry"], content["seed"], []).items():
+        if what in ("version", "entry's source") and made[what] != value:
+            raise BadInput(f"run: {str(path)!r} was made by another {what}; select again into another folder")
+    folder, rows = RunFolder(path, made), content["hypotheses"]
+    found = {row["label"]: folder.load(row["label"]) for row in rows if row["status"] == "done"}
+    fits = [f for f in found.values() if f is not None]
+    if lost := [label for label, f in found.items() if f is None]:
+        raise BadInput(f"run: {str(path)!r} has lost the fits of {', '.join(lost)}; select again to restore them")
     failed = {row["label"]: row["reason"] for row in rows if row["status"] != "done"}
     fits.sort(key=lambda f: -f.evidence.value)
     chosen = tuple(hypotheses[row["label"]] for row in rows)

@@ -9,7 +9,9 @@ import inspect
 import json
 import os
 import platform
-from collections.abc import Iterable, Mapping
+import re
+import types
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,39 +62,62 @@ def _digest(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def _said(value: Any, depth: int = 12) -> str:
-    """What a value says, the same in every process: code by its source, arrays by their content."""
-    if depth == 0:  # a structure that holds itself
+def _said(value: Any, seen: tuple[int, ...] = ()) -> str:
+    """What a value says, the same in every process: code by its source and all it refers to, arrays by content."""
+    if id(value) in seen:  # a structure that holds itself
         return type(value).__qualname__
+    inside = (*seen, id(value))
 
     def join(values: Iterable[Any]) -> str:
-        return "(" + " ".join(_said(v, depth - 1) for v in values) + ")"
+        return "(" + " ".join(_said(v, inside) for v in values) + ")"
 
-    if isinstance(value, torch.Tensor | np.ndarray):
-        array = np.ascontiguousarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
-        return f"{array.dtype}{array.shape}{hashlib.sha256(array.tobytes()).hexdigest()}"
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().contiguous()
+        return f"{value.dtype}{tuple(value.shape)}{_digest(str(value.reshape(-1).view(torch.uint8).numpy().tobytes()))}"
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype}{value.shape}{_digest(str(value.tobytes()))}"
     if isinstance(value, partial):
         return join([value.func, value.args, value.keywords])
     if isinstance(value, Mapping):
-        return join(sorted(value.items()))
+        return "".join(sorted(join(item) for item in value.items()))
     if isinstance(value, set | frozenset):
-        return join(sorted(value))
+        return "".join(sorted(_said(v, inside) for v in value))
     if isinstance(value, tuple | list):
         return join(value)
-    if inspect.isroutine(value) or inspect.isclass(value):
-        return _source(value) + join(c.cell_contents for c in getattr(value, "__closure__", None) or ())
-    if isinstance(value, torch.nn.Module):
-        return _source(type(value)) + _said(value.state_dict(), depth - 1)
-    if hasattr(value, "__dict__"):
-        return _source(type(value)) + _said(vars(value), depth - 1)
-    return repr(value)
+    if isinstance(value, types.CodeType):
+        return join([value.co_code.hex(), value.co_names, [c for c in value.co_consts if not isinstance(c, str)]])
+    if inspect.ismodule(value):
+        return value.__name__
+    if inspect.isclass(value):
+        return _source(value)
+    if inspect.isroutine(value):
+        return _source(value) + join(_referred(value))
+    state = dict(getattr(value, "__dict__", {}))
+    state |= {name: getattr(value, name) for name in getattr(value, "__slots__", ()) if hasattr(value, name)}
+    if isinstance(value, torch.nn.Module):  # parts under the names that they have, not where torch keeps them
+        state = {k: v for k, v in state.items() if not k.startswith("_") and k != "training"}
+        state |= {**value.state_dict(), **dict(value.named_children())}
+    return _source(type(value)) + _said(state, inside) if state else re.sub(" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _referred(routine: Any) -> Iterator[Any]:
+    """What else decides what a routine does: its object, defaults, closure, and what it names in its own module."""
+    yield getattr(routine, "__self__", None)
+    routine = getattr(routine, "__func__", routine)
+    yield from (getattr(routine, "__defaults__", None), getattr(routine, "__kwdefaults__", None))
+    yield from (cell.cell_contents for cell in getattr(routine, "__closure__", None) or ())
+    code, around = getattr(routine, "__code__", None), getattr(routine, "__globals__", {})
+    for name in code.co_names if code else ():
+        value = around.get(name)
+        if getattr(value, "__module__", routine.__module__) == routine.__module__ and not inspect.ismodule(value):
+            yield name, value
 
 
 def _source(code: Any) -> str:
     try:
         return inspect.getsource(code)
     except (OSError, TypeError):  # typed at a prompt, or compiled
-        return getattr(code, "__qualname__", repr(code))
+        return getattr(code, "__qualname__", "") + (_said(code.__code__) if hasattr(code, "__code__") else "")
 
 
 class RunFolder:
@@ -114,6 +139,8 @@ class RunFolder:
         marker = self.path / "run.json"
         if marker.is_file():
             found = read_json(marker)
+            if not isinstance(found, dict):
+                raise BadInput(f"out: {str(marker)!r} is damaged; name another folder")
             differs = sorted(k for k, value in self.identity.items() if not _agree(value, found.get(k)))
             if differs:
                 where = ", ".join(differs)

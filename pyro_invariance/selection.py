@@ -1,5 +1,6 @@
 """Select among symmetry hypotheses by evidence: fit each, rank, judge, keep everything in a run folder."""
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from pyro_invariance.datasets import Dataset
 from pyro_invariance.results import Selection
 from pyro_invariance.runs import RunFolder, identity, write_json, write_tensors
 from pyro_invariance.sweep import sweep
-from pyro_invariance.typing import BadInput
+from pyro_invariance.typing import BadInput, checked_seed
 from pyro_invariance.zoo import Hypothesis
 
 
@@ -55,8 +56,7 @@ def select(
     BadInput
         With the argument, what was got and what is accepted.
     """
-    if seed < 0:
-        raise BadInput(f"seed: got {seed}; 0 or more")
+    checked_seed(seed)
     if jobs is not None and jobs < 1:
         raise BadInput(f"jobs: got {jobs}; 1 or more")
     if not isinstance(data, Dataset | str | Path):
@@ -69,7 +69,11 @@ def select(
     labels = [h.label for h in chosen]
     if len(set(labels)) < len(labels):
         raise BadInput(f"hypotheses: names must differ within a base, got {labels}")
+    if bad := [label for label in labels if not re.fullmatch(r"\w[\w .+-]*", label)]:
+        raise BadInput(f"hypotheses: got the name {bad[0]!r}; letters, digits, spaces and . + - are accepted")
     subset = full.subset(datasets.LIMIT, seed)
+    if subset.classes is None and float(subset.y.std()) == 0:
+        raise BadInput(f"y_train: all values of the {len(subset.y)} items drawn are {float(subset.y[0])}; try a seed")
     entry = "custom" if own else model
     folder = None if out is None else RunFolder(out, identity(subset, entry, seed, own))
     if folder is not None:

@@ -14,7 +14,7 @@ from pyro_invariance.datasets import Dataset
 from pyro_invariance.fitting import Fit
 from pyro_invariance.numerics import float64
 from pyro_invariance.results import Selection
-from pyro_invariance.verdict import Verdict, verdicts
+from pyro_invariance.verdict import Verdict
 from pyro_invariance.zoo import Hypothesis
 
 FACTORS = (0.5, 2.0)
@@ -39,7 +39,7 @@ def prior_sensitivity(selection: Selection) -> dict[float, dict[str, Verdict]]:
     for factor in FACTORS:
         scaled = {h.label: h for h in entry(selection.data, scale=factor)}
         shifted = [_reweighted(f, asked[f.label], scaled[f.label], few) for f in selection.fits]
-        found[factor] = verdicts(shifted)
+        found[factor] = selection.judge(shifted)
     return found
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import joblib
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from pyro import poutine
 from tqdm import tqdm
 
@@ -21,6 +22,8 @@ def sweep(
     hypotheses: list[Hypothesis], data: Dataset, seed: int, folder: RunFolder | None = None, jobs: int | None = None
 ) -> tuple[list[Fit], dict[str, str]]:
     """Fit every hypothesis that memory allows, through joblib; those in the folder are read back.
+
+    With `jobs=1` they are fitted in this very process, where a debugger sees them and nothing survives its death.
 
     Returns
     -------
@@ -43,7 +46,7 @@ def sweep(
     fitting_in_memory = max(1, int(available // largest)) if largest else len(rest)
     workers = min(jobs or joblib.cpu_count(), fitting_in_memory, len(rest))
     bar = tqdm(total=len(rest), desc="hypotheses", disable=not sys.stderr.isatty())
-    for label, result in _run(rest, data, seed, folder, workers):
+    for label, result in _run(rest, data, seed, folder, workers, here=jobs == 1):
         bar.set_postfix_str(label)
         bar.update()
         if isinstance(result, str):
@@ -55,25 +58,28 @@ def sweep(
 
 
 def _run(
-    rest: list[Hypothesis], data: Dataset, seed: int, folder: RunFolder | None, workers: int
+    rest: list[Hypothesis], data: Dataset, seed: int, folder: RunFolder | None, workers: int, here: bool
 ) -> Iterator[tuple[str, Fit | str]]:
     """Results as they come.  When a worker dies, each of the rest is tried again in a process of its own."""
     left = {h.label: h for h in rest}
-    parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered")
-    try:
-        for label, result in parallel(joblib.delayed(_attempt)(h, data, seed, folder) for h in rest):
-            del left[label]
-            yield label, result
-    except Exception as died:  # a fit that raises is an answer: this is the pool itself
-        print(f"a worker died ({type(died).__name__}); {len(left)} hypotheses one at a time", file=sys.stderr)
+    if here or workers > 1:
+        parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered")
+        try:
+            for label, result in parallel(joblib.delayed(_attempt)(h, data, seed, folder) for h in rest):
+                del left[label]
+                yield label, result
+        except Exception as died:  # a fit that raises is an answer: this is the pool itself
+            print(f"the pool broke ({type(died).__name__}); {len(left)} hypotheses one at a time", file=sys.stderr)
     for label, h in left.items():
         if folder is not None and (stored := folder.load(label)) is not None:
             yield label, stored
             continue
         try:  # one task for a pool of two: joblib runs a pool of one in this very process
             yield joblib.Parallel(n_jobs=2)([joblib.delayed(_attempt)(h, data, seed, folder)])[0]
-        except Exception as died:
-            yield label, f"its process died ({type(died).__name__}): killed by the system, or out of memory"
+        except TerminatedWorkerError:
+            yield label, "its process was killed by the system, as happens when memory runs out"
+        except Exception as error:
+            yield label, f"{type(error).__name__}: {error}"
 
 
 def _attempt(hypothesis: Hypothesis, data: Dataset, seed: int, folder: RunFolder | None) -> tuple[str, Fit | str]:

@@ -11,3 +11,10 @@ Elements: TypeAlias = Tensor  # [*batch, *element], one group element per batch 
 
 class BadInput(ValueError):
     """What the user gave cannot be used; the message names the argument, what was got and what is accepted."""
+
+
+def checked_seed(seed: int) -> int:
+    """Return a seed that every random number generator takes, and a few after it."""
+    if not 0 <= seed < 2**32 - 100:
+        raise BadInput(f"seed: got {seed}; 0 to {2**32 - 101}")
+    return seed

@@ -5,10 +5,12 @@ symmetry.  A range that went to zero is its `trivial`; one that went to the whol
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from pyro_invariance.fitting import Fit
+from pyro_invariance.zoo import Hypothesis
 
 FLOOR = 10.0  # nats; shuffled labels alone give gaps up to 6
 
@@ -47,11 +49,17 @@ class Verdict:
     reason: str
 
 
-def verdicts(fits: list[Fit]) -> dict[str, Verdict]:
-    """Judge every symmetry that a fitted hypothesis claims, or would claim at the end of its range."""
+def verdicts(
+    fits: list[Fit], omitted: Collection[Hypothesis] = (), failed: Collection[Hypothesis] = ()
+) -> dict[str, Verdict]:
+    """Judge every symmetry that a fitted hypothesis claims, or would claim at the end of its range.
+
+    Where a hypothesis that failed might have changed the side that lost, the symmetry is undecided; where one that was
+    not asked for might have, nothing is certified.
+    """
     null = next((f for f in fits if f.kind == "null"), None)
     symmetries = sorted({s for f in fits for s in (*f.claims, *f.contains)})
-    plain = {s: _contrast(s, fits, null) for s in symmetries}
+    plain = {s: _complete(_contrast(s, fits, null), omitted, failed) for s in symmetries}
     return {s: _explained(v, plain, fits) for s, v in plain.items()}
 
 
@@ -124,6 +132,28 @@ def _contrast(symmetry: str, fits: list[Fit], null: Fit | None) -> Verdict:
         )
         return say("supported" if gap > 0 else "refused", versus, gap, margin, certified)
     raise AssertionError("a symmetry without a base")
+
+
+def _complete(verdict: Verdict, omitted: Collection[Hypothesis], failed: Collection[Hypothesis]) -> Verdict:
+    """Say which hypotheses that were not fitted might have changed a verdict."""
+    if verdict.verdict == "undecided":
+        return verdict
+
+    def rivals(absent: Collection[Hypothesis]) -> str:
+        """Those of the base that could stand on the side that lost."""
+        without = verdict.verdict == "supported"
+        return ", ".join(
+            h.label
+            for h in absent
+            if h.base == verdict.base and without != (verdict.symmetry in h.contains | h.saturated)
+        )
+
+    if names := rivals(failed):
+        reason = f"{verdict.reason}; but {names} failed, and might have changed it"
+        return replace(verdict, verdict="undecided", certified=False, reason=reason)
+    if names := rivals(omitted):
+        return replace(verdict, certified=False, reason=f"{verdict.reason}; not compared with {names}")
+    return verdict
 
 
 def _explained(verdict: Verdict, plain: dict[str, Verdict], fits: list[Fit]) -> Verdict:

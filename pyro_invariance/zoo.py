@@ -179,7 +179,11 @@ def catalogue() -> list[tuple[str, str, str, str, str]]:
 
 
 def choose(data: Dataset, model: str, names: Iterable[str] | None) -> list[Hypothesis]:
-    """Hypotheses of a zoo entry by name; `null` and the `trivial` of each base come along, for the contrasts."""
+    """Hypotheses of a zoo entry by name, and what their contrasts need.
+
+    That is `null`, the `trivial` of each base, and every hypothesis with some of the symmetries of a chosen one: O2
+    alone would be credited with a mirror where the data have only turns.
+    """
     every = load(model).hypotheses(data)
     if names is None:
         return every
@@ -191,5 +195,5 @@ def choose(data: Dataset, model: str, names: Iterable[str] | None) -> list[Hypot
     if not names:
         raise BadInput(f"hypotheses: got none; accepted: {', '.join(known)}")
     chosen = [h for h in every if h.name in names or h.label in names]
-    bases = {h.base for h in chosen}
-    return [h for h in every if h in chosen or h.kind == "null" or (h.kind == "none" and h.base in bases)]
+    held = {h.base: [c.contains for c in chosen if c.base == h.base] for h in chosen}
+    return [h for h in every if h.kind == "null" or any(h.contains <= c for c in held.get(h.base, ()))]

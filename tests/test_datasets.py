@@ -430,8 +430,8 @@ def test_new_images_get_the_layout_of_the_run(tmp_path):
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"x": IMAGES[:, :, :5]}, ("x", "(1, 6, 6)", "(1, 8, 8)")),
-        ({"x": np.zeros((2, 8, 8, 3))}, ("x", "(3, 8, 8)", "(1, 8, 8)")),
+        ({"x": IMAGES[:, :, :5]}, ("x", "(6, 5, 1)", "(8, 8, 1)")),
+        ({"x": np.zeros((2, 8, 8, 3))}, ("x", "(8, 8, 3)", "(8, 8, 1)")),
         ({"x": IMAGES[0]}, ("x", "(6, 6)", "[N, H, W]")),
         ({"x": np.full((2, 8, 8), np.nan)}, ("x", "128", "NaN or infinite")),
         ({"images": IMAGES}, ("new.npz", "images", "x")),
@@ -477,3 +477,11 @@ def test_new_inputs_of_another_scale_are_refused(train, new, tmp_path):
     np.savez(tmp_path / "new.npz", x=new)
     assert f"got dtype {new.dtype}" in refusal(lambda: load_new(tmp_path / "new.npz", data))
     assert f"got dtype {new.dtype}" in refusal(lambda: from_arrays("mine", train, LABELS, new, LABELS))
+
+
+def test_new_images_have_the_shape_of_the_old_before_they_are_padded(tmp_path):
+    data = from_arrays("mine", np.random.default_rng(0).random((N, 8, 12)), LABELS)
+    np.savez(tmp_path / "new.npz", x=np.ones((2, 12, 8)))
+    assert "(12, 8, 1)" in refusal(lambda: load_new(tmp_path / "new.npz", data))
+    np.savez(tmp_path / "new.npz", x=np.ones((2, 8, 12, 1)))
+    assert load_new(tmp_path / "new.npz", data).shape == (2, 1, 12, 12)

@@ -12,6 +12,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.nn import PyroModule, PyroParam
 from scipy import stats
 from torch import Tensor
 from torch.distributions import MultivariateNormal
@@ -298,3 +299,109 @@ def test_range_of_a_pose_is_selected(turned):
     assert pointwise.shape == (32, 60)  # one density for each image, its pose summed out
     likelihood = found["turns"].weighted[:, -2]
     torch.testing.assert_close(pointwise.sum(1), likelihood)
+
+
+class Bound:
+    def __init__(self, level: float) -> None:
+        self.level = level
+
+    def model(self, x: Tensor, y: Tensor) -> None:
+        b = pyro.sample("b", dist.Normal(torch.tensor(self.level), 1.0))
+        pyro.sample("y", dist.Normal(b.expand(len(y)), NOISE).to_event(1), obs=y)
+
+
+class Slotted:
+    __slots__ = ("level",)
+
+    def __init__(self, level: float) -> None:
+        self.level = level
+
+
+class Templated(torch.nn.Module):
+    def __init__(self, level: float) -> None:
+        super().__init__()
+        self.template = torch.full((3,), level)
+
+
+LEVEL = 1.0
+
+
+def of_a_global(data: Dataset) -> float:
+    return LEVEL
+
+
+def typed(source: str) -> Callable:
+    """A function without a source, as one typed at a prompt."""
+    namespace: dict = {}
+    exec(source, namespace)
+    return namespace["f"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda k: Bound(k).model,
+        lambda k: lambda data, level=k: level,
+        lambda k: Slotted(k),
+        lambda k: Templated(k),
+        lambda k: [[[[[[Bound(k)]]]]]],
+        lambda k: typed(f"def f(data):\n    return {k}"),
+        lambda k: {Bound(k), "text", 3},
+        lambda k: {torch.float64: k, "text": 1},
+        lambda k: torch.tensor([k], dtype=torch.bfloat16),
+    ],
+    ids=["method", "default", "slots", "module", "nested", "prompt", "set", "mapping", "bfloat16"],
+)
+def test_what_a_model_refers_to_is_part_of_its_identity(make):
+    assert runs._said(make(1.0)) == runs._said(make(1.0)) != runs._said(make(2.0))
+
+
+def test_globals_are_part_of_the_identity(monkeypatch):
+    before = runs._said(of_a_global)
+    monkeypatch.setitem(of_a_global.__globals__, "LEVEL", 2.0)
+    assert runs._said(of_a_global) != before
+
+
+class Learned(PyroModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.noise = PyroParam(torch.tensor(0.5), dist.constraints.positive)
+
+    def forward(self, x: Tensor, y: Tensor) -> None:
+        b = pyro.sample("b", dist.Normal(torch.tensor(0.0), 1.0))
+        pyro.sample("y", dist.Normal(b.expand(len(y)), self.noise).to_event(1), obs=y)
+
+
+def test_parameters_without_a_prior_are_refused(line):
+    model = Learned()
+    result = select(line, hypotheses=[own("constant"), replace(own("constant"), name="learned", model=model)], jobs=1)
+    assert "got parameters (noise" in result.failed["learned"]
+    assert "which have no prior" in result.failed["learned"]
+    assert float(model.noise.detach()) == 0.5
+
+
+def reaching(x: Tensor, y: Tensor) -> None:
+    reach = pyro.sample("reach", dist.Uniform(torch.tensor(0.0), 3.0))
+    pyro.sample("y", dist.Normal(torch.zeros(len(y)), 0.1 + reach).to_event(1), obs=y)
+
+
+def test_range_may_be_all_that_is_latent(line):
+    extent = Extent("reach", "grid", upper=3.0, reach=2.9, whole=False, resolution=0.01)
+    ranged = Hypothesis(
+        "ranged", "augmentation", "own", reaching, prepare, ({"reach": 0.5},), extents={"reach": extent}
+    )
+    result = select(line, hypotheses=[ranged], jobs=1)
+    y = prepare(line)[1]
+    grid = torch.linspace(1e-4, 3 - 1e-4, 2000)
+    logs = dist.Normal(0.0, 0.1 + grid[:, None]).log_prob(y).sum(1)
+    exact = float(logs.max()) + math.log(float(torch.trapezoid((logs - logs.max()).exp(), grid) / 3))
+    assert exact - 0.3 < result.best.evidence.value < exact + 4 * result.best.evidence.std_error
+    share, value = result.best.profile
+    assert len(share) == len(value) == 12
+
+
+@pytest.mark.parametrize("name", ["../../escaped", "a/b", "", ".hidden"])
+def test_names_that_are_no_file_names_are_refused(name, line, tmp_path):
+    with pytest.raises(BadInput, match="hypotheses: got the name"):
+        select(line, hypotheses=[replace(own("constant"), name=name)], out=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []

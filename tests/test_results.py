@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from scipy import stats
 
 from pyro_invariance.results import load
+from pyro_invariance.runs import read_json, write_json
 from pyro_invariance.typing import BadInput
 
 # Torch scripts its forward-mode decompositions the first time that they are asked for, and deprecates its own scripts.
@@ -171,3 +172,24 @@ def test_predictions_of_nothing_are_refused(run):
 
 def test_nothing_is_omitted_from_models_of_ones_own(run):
     assert replace(run, entry="custom").omitted == ()
+
+
+def test_images_that_are_not_finite_are_refused(run):
+    new = run.data.x_test.clone()
+    new[0, 0, 0, 0] = math.nan
+    with pytest.raises(BadInput, match="NaN"):
+        run.predict(new)
+
+
+def test_lost_fits_are_missed(copy, run):
+    (copy / "fits" / f"{run.best.label}.json").unlink()
+    with pytest.raises(BadInput, match=f"lost the fits of {run.best.label}"):
+        load(copy)
+
+
+@pytest.mark.parametrize("what", ["version", "entry's source"])
+def test_runs_of_other_code_are_refused(what, copy):
+    made = read_json(copy / "run.json")
+    write_json(copy / "run.json", {**made, what: "another"})
+    with pytest.raises(BadInput, match=f"was made by another {what}"):
+        load(copy)

@@ -1,5 +1,7 @@
 """One call from data to verdict."""
 
+import math
+
 import numpy as np
 import pandas as pd
 import pyro
@@ -7,7 +9,7 @@ import pytest
 import torch
 
 from pyro_invariance import datasets, from_arrays, zoo
-from pyro_invariance.fitting import fit
+from pyro_invariance.fitting import SCOUT, fit
 from pyro_invariance.runs import read_json
 from pyro_invariance.selection import select
 from pyro_invariance.typing import BadInput
@@ -147,3 +149,49 @@ def test_trivial_comes_by_name_or_label(tiny):
         "trivial-patches",
         "convolution",
     ]
+
+
+def test_symmetries_of_a_chosen_group_are_isolated(tiny):
+    def labels(*names: str) -> set[str]:
+        return {h.label for h in zoo.choose(tiny, "orbit_gp", names)}
+
+    plain = {"null", "trivial-polar"}
+    assert labels("D4") == {*plain, "mirror", "C4", "D4"}
+    assert labels("O2") == {*plain, "mirror", "C4", "D4", "SO2", "rotation", "O2"}
+    assert labels("mirror") == {*plain, "mirror"}
+
+
+def test_turns_are_not_taken_for_a_mirror():
+    data = zoo.load("orbit_gp").data("SO2", 0, size=150, test=0, side=12)
+    result = select(data, hypotheses=["O2"], jobs=1)
+    assert result.verdicts["SO2"].verdict == "supported"
+    assert result.verdicts["mirror"].verdict != "supported"  # O2 alone beats trivial by 52 nats
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**70])
+def test_seeds_that_no_generator_takes_are_refused(seed, tiny):
+    with pytest.raises(BadInput, match=r"seed: got .*; 0 to 4294967195"):
+        select(tiny, hypotheses=["null"], seed=seed)
+
+
+def test_values_that_do_not_vary_among_a_few_items():
+    x, y = np.random.default_rng(0).random((400, 6, 6)), np.zeros(400)
+    y[next(i for i in range(400) if i not in _scouts(400))] = 1.0
+    data = from_arrays("rare", x, y)
+    result = select(data, hypotheses=["null"], jobs=1)
+    assert math.isfinite(result.best.evidence.value)
+
+
+def _scouts(count: int) -> set[int]:
+    """Items of the subset that starts are compared on."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    return set(order[:SCOUT].tolist())
+
+
+def test_values_that_do_not_vary_among_those_drawn(monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets, "LIMIT", 20)
+    y = np.zeros(400)
+    y[0] = 1.0
+    with pytest.raises(BadInput, match="all values of the 20 items drawn are 0"):
+        select(from_arrays("rare", np.random.default_rng(0).random((400, 6, 6)), y), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -429,3 +430,35 @@ def test_runner_up_is_another_model():
     same_in_another_base = made("trivial", 99.0, base="pixels")
     assert best([made("trivial", 100.0), same_in_another_base])[1] == same_in_another_base
     assert best([full, group])[1] is None
+
+
+def absent(name: str, contains: set[str]) -> Hypothesis:
+    return Hypothesis(name, "group", "polar", print, tuple, ({},), contains=frozenset(contains))
+
+
+TURNS = {"C4", "SO2", "rotation"}
+
+
+@pytest.mark.parametrize(
+    ("value", "missing", "changes"),
+    [
+        (50.0, absent("mirror", {"mirror"}), True),  # without quarter turns, and perhaps better still
+        (50.0, absent("SO2", TURNS), False),  # more evidence for what is supported
+        (-50.0, absent("SO2", TURNS), True),  # with quarter turns, and perhaps better after all
+        (-50.0, absent("mirror", {"mirror"}), False),
+        (5.0, absent("mirror", {"mirror"}), False),  # undecided as it is
+        (50.0, replace(absent("mirror", {"mirror"}), base="pixels"), False),
+    ],
+)
+def test_what_was_not_fitted_might_have_changed_it(value, missing, changes):
+    fits = [NULL, TRIVIAL, made("C4", value)]
+    plain = judge("C4", *fits)
+    failed = verdicts(fits, failed=[missing])["C4"]
+    omitted = verdicts(fits, omitted=[missing])["C4"]
+    if not changes:
+        assert failed == omitted == plain
+        return
+    assert (failed.verdict, failed.certified) == ("undecided", False)
+    assert f"{missing.label} failed, and might have changed it" in failed.reason
+    assert (omitted.verdict, omitted.certified) == (plain.verdict, False)
+    assert f"not compared with {missing.label}" in omitted.reason

@@ -3,6 +3,7 @@
 import inspect
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -299,7 +300,7 @@ def test_memory_grows_with_the_data(entry, hypotheses, data):
 
 
 def test_entry_refuses_data_that_it_does_not_take(entry, data):
-    other = Dataset("mine", "points", data.x, data.y, data.x_test, data.y_test, None, 24, "0", "float64")
+    other = replace(data, name="mine", kind="points")
     with pytest.raises(BadInput, match=r"'mine' holds points"):
         entry.hypotheses(other)
     with pytest.raises(BadInput, match=r"planted: got 'SO3'.*did you mean 'SO2'"):

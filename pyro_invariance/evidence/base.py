@@ -84,6 +84,10 @@ class LogJoint:
 
     def __post_init__(self) -> None:
         trace = prune_subsample_sites(poutine.trace(self.model).get_trace(*self.args))
+        found = [name for name, site in trace.nodes.items() if site["type"] == "param"]
+        found += [name for name, p in getattr(self.model, "named_parameters", dict)() if p.requires_grad]
+        if found:
+            raise BadInput(f"model: got parameters ({', '.join(found)}), which have no prior; sample or fix them")
         self.transforms, self.shapes = {}, {}
         self.summed, self.nesting = set(), -1 - free_dim(trace)
         for name in trace.stochastic_nodes:

@@ -80,7 +80,7 @@ def train(
     kind, nesting = (TraceEnum_ELBO, log_joint.nesting) if log_joint.summed else (Trace_ELBO, math.inf)
     model: Any = log_joint.model
     elbo = kind(num_particles=particles, max_plate_nesting=nesting)(model, guide)
-    optimiser = torch.optim.Adam(elbo.parameters(), lr=rate, betas=(0.8, 0.99))
+    optimiser = torch.optim.Adam(guide.parameters(), lr=rate, betas=(0.8, 0.99))
     path, before = [], guide.get_posterior()
     for step in range(steps):
         if step == steps - max(1, steps // 10):
