@@ -5,6 +5,7 @@ Nothing here knows what the model is: any Pyro model with continuous latent site
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_invariance.datasets import Dataset
-from pyro_invariance.evidence.base import Evidence, LogJoint
+from pyro_invariance.evidence.base import Evidence, LogJoint, require_no_parameters
 from pyro_invariance.evidence.laplace import Mode, laplace, maximise
 from pyro_invariance.evidence.variational import draw, elbo, train
 from pyro_invariance.guides import LaplaceNormal
@@ -139,6 +140,11 @@ def fit(hypothesis: Hypothesis, data: Dataset, seed: int = 0) -> Fit:
     of a full-covariance guide, trained by SVI; the lower bound is re-estimated with fresh draws.
     """
     cpu, wall = time.process_time(), time.perf_counter()
+    model: Any = hypothesis.model
+    while isinstance(model, partial):
+        model = model.func
+    if isinstance(model, torch.nn.Module):
+        require_no_parameters(name for name, value in model.named_parameters() if value.requires_grad)
     begins = _scout(hypothesis, data, seed)
     args = hypothesis.prepare(data)
     log_joint = LogJoint(hypothesis.model, args)

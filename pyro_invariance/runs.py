@@ -72,10 +72,11 @@ def _said(value: Any, seen: tuple[int, ...] = ()) -> str:
         return "(" + " ".join(_said(v, inside) for v in values) + ")"
 
     if isinstance(value, torch.Tensor):
-        value = value.detach().cpu().contiguous()
-        return f"{value.dtype}{tuple(value.shape)}{_digest(str(value.reshape(-1).view(torch.uint8).numpy().tobytes()))}"
+        flat = value.detach().cpu().flatten()
+        content = flat.contiguous().view(torch.uint8).numpy().tobytes() if len(flat) else b""
+        return f"{value.dtype}{tuple(value.shape)}{hashlib.sha256(content).hexdigest()}"
     if isinstance(value, np.ndarray):
-        return f"{value.dtype}{value.shape}{_digest(str(value.tobytes()))}"
+        return f"{value.dtype}{value.shape}{hashlib.sha256(value.tobytes()).hexdigest()}"
     if isinstance(value, partial):
         return join([value.func, value.args, value.keywords])
     if isinstance(value, Mapping):

@@ -176,22 +176,22 @@ def test_seeds_that_no_generator_takes_are_refused(seed, tiny):
 
 def test_values_that_do_not_vary_among_a_few_items():
     x, y = np.random.default_rng(0).random((400, 6, 6)), np.zeros(400)
-    y[next(i for i in range(400) if i not in _scouts(400))] = 1.0
+    y[next(i for i in range(400) if i not in _drawn(400, SCOUT))] = 1.0
     data = from_arrays("rare", x, y)
     result = select(data, hypotheses=["null"], jobs=1)
     assert math.isfinite(result.best.evidence.value)
 
 
-def _scouts(count: int) -> set[int]:
-    """Items of the subset that starts are compared on."""
+def _drawn(count: int, size: int) -> set[int]:
+    """Items of a subset drawn with seed 0."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    return set(order[:SCOUT].tolist())
+    return set(order[:size].tolist())
 
 
 def test_values_that_do_not_vary_among_those_drawn(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets, "LIMIT", 20)
     y = np.zeros(400)
-    y[0] = 1.0
+    y[next(i for i in range(400) if i not in _drawn(400, 20))] = 1.0
     with pytest.raises(BadInput, match="all values of the 20 items drawn are 0"):
         select(from_arrays("rare", np.random.default_rng(0).random((400, 6, 6)), y), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()

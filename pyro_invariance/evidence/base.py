@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -84,10 +84,7 @@ class LogJoint:
 
     def __post_init__(self) -> None:
         trace = prune_subsample_sites(poutine.trace(self.model).get_trace(*self.args))
-        found = [name for name, site in trace.nodes.items() if site["type"] == "param"]
-        found += [name for name, p in getattr(self.model, "named_parameters", dict)() if p.requires_grad]
-        if found:
-            raise BadInput(f"model: got parameters ({', '.join(found)}), which have no prior; sample or fix them")
+        require_no_parameters(name for name, site in trace.nodes.items() if site["type"] == "param")
         self.transforms, self.shapes = {}, {}
         self.summed, self.nesting = set(), -1 - free_dim(trace)
         for name in trace.stochastic_nodes:
@@ -152,6 +149,12 @@ class LogJoint:
         for part in parts:
             likelihood = likelihood + (part.log_density * part.scale).sum()
         return prior, likelihood, trace, parts
+
+
+def require_no_parameters(found: Iterable[str]) -> None:
+    """Raise if a model has parameters: what has no prior has no evidence."""
+    if names := ", ".join(found):
+        raise BadInput(f"model: got parameters ({names}), which have no prior; sample or fix them")
 
 
 def require_finite(value: float, what: str) -> float:
