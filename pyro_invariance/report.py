@@ -88,8 +88,8 @@ def _reach(selection: Selection, symmetry: str) -> str:
         if r.saturated:
             words.append(f"at least {r.lower * scale:.{digits}f} {unit}")
         else:
-            words.append(f"{r.mean * scale:.{digits}f} ± {max(r.sd * scale, 0.1**digits):.{digits}f} {unit}")
-    return f" of up to {' and '.join(words)} either way" if words else ""
+            words.append(f"up to {r.mean * scale:.{digits}f} ± {max(r.sd * scale, 0.1**digits):.{digits}f} {unit}")
+    return f" of {' and '.join(words)} either way" if words else ""
 
 
 def cautions(selection: Selection) -> list[str]:

@@ -11,8 +11,7 @@ from pyro_invariance.results import Selection
 def gallery(selection: Selection, axes: Axes | None = None) -> Axes:
     """Your own images under what each supported or refused symmetry takes to be the same."""
     data, count = selection.data, 6
-    classes = data.y.tolist() if data.classes else list(range(len(data.y)))
-    chosen = [classes.index(c) for c in sorted(set(classes))[:count]]
+    chosen = _one_of_each(data.y.tolist(), count) if data.classes else list(range(min(count, len(data.y))))
     rows = [("as given", "black", data.x[chosen])]
     for kind in ("supported", "refused"):
         for symmetry in (s for s, v in selection.verdicts.items() if v.verdict == kind):
@@ -27,6 +26,12 @@ def gallery(selection: Selection, axes: Axes | None = None) -> Axes:
     axes.set_xticks([])
     axes.set_title("green: survived; red: not")
     return axes
+
+
+def _one_of_each(labels: list[int], count: int) -> list[int]:
+    """The first item of each class, then the second of each, until there are enough."""
+    rank = [labels[:i].count(label) for i, label in enumerate(labels[:200])]
+    return sorted(range(len(rank)), key=lambda i: (rank[i], labels[i]))[:count]
 
 
 def _moved(selection: Selection, symmetry: str, verdict: str, images: Tensor) -> dict[str, Tensor]:

@@ -23,13 +23,17 @@ def evidence(selection: Selection, axes: Axes | None = None) -> Axes:
     """Evidence of every hypothesis: a dot for the lower bound, a line to the type-II upper side, by base."""
     fits = [f for f in selection.fits[::-1] if f.kind != "null"] or list(selection.fits)
     axes = new_axes(axes, 1.4 + 0.32 * len(fits))
+    low, high = min(f.evidence.value for f in fits), max(f.upper for f in fits)
     for row, f in enumerate(fits):
         colour = of_base(f.base)
         axes.plot([f.evidence.value, f.upper], [row, row], color=colour, lw=2)
         axes.plot(f.evidence.value, row, marker="o", color=colour)
-        place: dict[str, Any] = {"textcoords": "offset points", "va": "center", "ha": "right", "size": 8}
-        axes.annotate(describe_extents(f), (f.evidence.value, row), (-8, 0), **place)
-    low, high = min(f.evidence.value for f in fits), max(f.upper for f in fits)
+        right = f.evidence.value < (low + high) / 2  # there is more room on that side
+        place: dict[str, Any] = {"textcoords": "offset points", "va": "center", "size": 8}
+        place["ha"] = "left" if right else "right"
+        axes.annotate(
+            describe_extents(f), (f.upper if right else f.evidence.value, row), (8 if right else -8, 0), **place
+        )
     axes.set_xlim(low - 0.35 * (high - low) - 1, high + 0.05 * (high - low) + 1)
     axes.set_yticks(range(len(fits)), [f.label for f in fits])
     axes.grid(axis="x", alpha=0.3)
