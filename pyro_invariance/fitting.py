@@ -55,6 +55,11 @@ class Range:
     saturated: bool
     zero: bool
 
+    @property
+    def undetermined(self) -> bool:
+        """Whether it may be anything from nearly a point to the end."""
+        return self.saturated and self.lower < 0.2 * self.upper
+
 
 @dataclass(frozen=True)
 class Fit:

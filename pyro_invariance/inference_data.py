@@ -15,6 +15,7 @@ import pyro
 import torch
 import xarray as xr
 from pyro import poutine
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import infer_discrete
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
@@ -172,7 +173,8 @@ class _Reader:
             for name, site in self.latent(plain, deterministic=True).items():
                 groups["posterior"][name].append(self.read(name, site, site["value"]))
             for name, site in drawn.items():
-                groups["log_prior"][name].append(self.read(name, site, site["unscaled_log_prob"], 0))
+                counted = scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])
+                groups["log_prior"][name].append(self.read(name, site, counted, 0))
             for name, site in observed(plain).items():
                 new: Any = replicated.nodes[name]["value"]
                 if hasattr(site["fn"], "leave_one_out"):
@@ -188,7 +190,7 @@ class _Reader:
         """Log density and pointwise likelihood with some discrete sites summed out, and a trace with them drawn."""
         held = {n: s["value"] for n, s in self.latent(plain).items() if n not in summed}
         model = poutine.condition(self.model, data=held)
-        trace, parts = score(model, self.args, self.kwargs, summed)
+        trace, parts = score(model, self.args, self.kwargs, summed, held)
         inside = {name for part in parts for name in part.names}
         log_p, density, data = 0.0, {}, observed(trace, held)
         for name, site in samples(trace).items():
@@ -197,13 +199,14 @@ class _Reader:
                 if name in data:
                     density[name] = self.read(name, site, pointwise(site)[0], 0)
         for part in parts:
-            log_p += float((part.log_density * part.scale).sum())
-            density["+".join(n for n in part.names if n in data)] = part.plates, part.log_density.cpu().numpy()
+            log_p += float(part.log_prior + part.log_likelihood)
+            if part.data:
+                density["+".join(part.data)] = part.plates, part.pointwise.cpu().numpy()
         marked = enumerable(model, summed)
         chosen = self.trace(infer_discrete(marked, first_available_dim=free_dim(plain), temperature=1))
         both = guided.copy()
-        for name in summed:
-            both.add_node(name, **chosen.nodes[name])
+        for name in summed | (held.keys() - set(guided.nodes)):
+            both.add_node(name, **(chosen if name in summed else plain).nodes[name])
         return log_p, density, self.trace(poutine.replay(self.model, trace=both))
 
     def prior(self, draws: int) -> dict[str, dict[str, list[Named]]]:

@@ -37,7 +37,7 @@ def report(selection: Selection, folder: Path, command: str = "") -> Path:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    best = selection.best
+    best, rows = selection.best, [_row(selection, f) for f in selection.fits]
     text = environment.get_template("report.html.jinja").render(
         data=selection.data,
         seed=selection.seed,
@@ -47,7 +47,8 @@ def report(selection: Selection, folder: Path, command: str = "") -> Path:
         sentences=sentences(selection),
         cautions=cautions(selection),
         pictures=[_picture(selection, draw, question, folder) for draw, question in plotting.PICTURES.items()],
-        rows=[_row(selection, f) for f in selection.fits],
+        rows=rows,
+        columns=dict.fromkeys(name for row in rows for name in row),
         failed=selection.failed,
         versions=versions(),
         command=command,
@@ -81,9 +82,10 @@ def _reach(selection: Selection, symmetry: str) -> str:
     f = next((f for f in selection.fits if f.label == symmetry), None)
     words = []
     for name, r in f.extents.items() if f and f.kind == "augmentation" else ():
-        scale, unit = (180 / np.pi, "degrees") if r.unit == "rad" else (1.0, f"grid units of {name}")
-        if r.unit == "grid":
-            scale, unit = selection.data.x.shape[-1] / 2, f"{name} of pixels"
+        if r.zero or r.undetermined:
+            return ""  # another hypothesis of the base has it
+        units = {"rad": (180 / np.pi, "degrees"), "grid": (selection.data.x.shape[-1] / 2, f"{name} of pixels")}
+        scale, unit = units.get(r.unit, (1.0, f"{name}, on a log scale"))
         digits = 0 if r.mean * scale >= 10 else 1
         if r.saturated:
             words.append(f"at least {r.lower * scale:.{digits}f} {unit}")

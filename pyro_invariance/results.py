@@ -241,7 +241,7 @@ def describe_extents(f: Fit) -> str:
         value, sd, unit = (np.degrees(r.mean), np.degrees(r.sd), " deg") if r.unit == "rad" else (r.mean, r.sd, "")
         digits = 0 if r.unit == "rad" else 2
         at_least = np.degrees(r.lower) if r.unit == "rad" else r.lower  # the mean is not the least that it may be
-        if r.saturated and r.lower < 0.2 * r.upper:
+        if r.undetermined:
             words.append(f"{name} undetermined")
         elif r.saturated:
             words.append(f"{name} at least {at_least:.{digits}f}{unit}")

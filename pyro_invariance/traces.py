@@ -13,44 +13,74 @@ from pyro.ops.contract import contract_tensor_tree
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
+from pyro_invariance.typing import BadInput
+
 Trace = poutine.Trace
 
 
 @dataclass(frozen=True)
 class Part:
-    """Discrete sites that are summed out together, and the sites that depend on them.
+    """Discrete sites that are summed out together, and the sites that share the sum.
 
     Attributes
     ----------
-    names : list of str
-        The sites.
-    log_density : Tensor
-        Log of the sum of their joint density, one value for each cell of the plates, nats.
+    names, data : list of str
+        The sites, and those of them that are data.
+    pointwise : Tensor
+        Log density of the data, one value for each cell of the plates, nats; zero without data.
     plates : list of str
         Names of its dimensions.
+    log_prior : Tensor
+        Log density of the other sites of the part, discrete ones summed out, all cells together.
     scale : float or Tensor
         What a cell counts for, where plates are subsampled.
     """
 
     names: list[str]
-    log_density: Tensor
+    data: list[str]
+    pointwise: Tensor
     plates: list[str]
+    log_prior: Tensor
     scale: Any
+
+    @property
+    def log_likelihood(self) -> Tensor:
+        """Of all cells together."""
+        return (self.pointwise * self.scale).sum()
 
 
 def score(
-    model: Callable, args: tuple, kwargs: Mapping[str, Any] | None = None, summed: Collection[str] = ()
+    model: Callable,
+    args: tuple,
+    kwargs: Mapping[str, Any] | None = None,
+    summed: Collection[str] = (),
+    latent: Collection[str] = (),
 ) -> tuple[Trace, list[Part]]:
     """Run a model and compute all its log densities; `summed` sites are enumerated in parallel and summed out.
 
-    The density of a site that belongs to no part is in the trace.
+    The density of a site that belongs to no part is in the trace.  `latent` sites are no data, though conditioned on.
+
+    Raises
+    ------
+    BadInput
+        If a sum cannot be told from a batch dimension without a plate, or its sites differ in scale.
     """
     trace = prune_subsample_sites(poutine.trace(model).get_trace(*args, **(kwargs or {})))
-    if summed:
-        enumerated = poutine.enum(enumerable(model, summed), first_available_dim=free_dim(trace))
-        trace = prune_subsample_sites(poutine.trace(enumerated).get_trace(*args, **(kwargs or {})))
+    if not summed:
+        trace.compute_log_prob()
+        return trace, []
+    for name, site in samples(trace).items():
+        declared = {frame.dim for frame in site["cond_indep_stack"]}
+        undeclared = [size for dim, size in enumerate(reversed(site["fn"].batch_shape), 1) if -dim not in declared]
+        if any(size > 1 for size in undeclared):
+            raise BadInput(
+                f"model: site {name!r} has batch shape {tuple(site['fn'].batch_shape)} outside of plates; where sites "
+                "are summed out, each dimension needs a plate or to_event"
+            )
+    enumerated = poutine.enum(enumerable(model, summed), first_available_dim=free_dim(trace))
+    trace = prune_subsample_sites(poutine.trace(enumerated).get_trace(*args, **(kwargs or {})))
     trace.compute_log_prob()
-    return trace, _parts(trace) if summed else []
+    return trace, _parts(trace, set(observed(trace, latent)))
 
 
 def enumerable(model: Callable, summed: Collection[str]) -> Callable:
@@ -69,7 +99,7 @@ def samples(trace: Trace) -> dict[str, Any]:
     return {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
 
 
-def _parts(trace: Trace) -> list[Part]:
+def _parts(trace: Trace, data: set[str]) -> list[Part]:
     trace.pack_tensors()
     plates, nodes = {symbol: name for name, symbol in trace.plate_to_symbol.items()}, samples(trace)
     groups: list[tuple[set[str], list[str]]] = []  # enumerated dimensions, and the sites that have any of them
@@ -81,14 +111,31 @@ def _parts(trace: Trace) -> list[Part]:
             groups.append((dims.union(*(d for d, _ in together)), [*(n for _, ns in together for n in ns), name]))
     parts = []
     for dims, names in groups:
-        factors: OrderedDict[frozenset, list[Tensor]] = OrderedDict()
-        for site in (nodes[name] for name in names):
-            inside = frozenset(trace.plate_to_symbol[f.name] for f in site["cond_indep_stack"] if f.vectorized)
-            masked = packed.scale_and_mask(site["packed"]["unscaled_log_prob"], mask=site["packed"]["mask"])
-            factors.setdefault(inside, []).append(masked)
-        ((_, (term,)),) = contract_tensor_tree(factors, dims).items()
-        parts.append(Part(names, term, [plates[d] for d in term._pyro_dims], nodes[names[0]]["scale"]))
+        scales = [nodes[name]["scale"] for name in names]
+        if any(float(scale) != float(scales[0]) for scale in scales):
+            raise BadInput(f"model: the sites {', '.join(names)} are summed out together and differ in scale")
+        (joint,) = _summed(trace, names, dims)
+        others = _summed(trace, [name for name in names if name not in data], dims)
+        alike = [term for term in others if term._pyro_dims == joint._pyro_dims]  # type: ignore[attr-defined]
+        if len(alike) == len(others):
+            pointwise = joint - sum(alike)
+        else:  # a prior of fewer cells: no cell of the joint has a share of its own
+            pointwise = joint - sum(term.sum() for term in others) / joint.numel()
+        shown = [plates[d] for d in joint._pyro_dims]  # type: ignore[attr-defined]
+        prior = sum((term.sum() for term in others), start=joint.new_zeros(())) * scales[0]
+        parts.append(Part(names, [n for n in names if n in data], pointwise, shown, prior, scales[0]))
     return parts
+
+
+def _summed(trace: Trace, names: list[str], dims: set[str]) -> list[Tensor]:
+    """Log of the sum, over some enumerated dimensions, of the joint density of some sites: its independent terms."""
+    nodes = samples(trace)
+    factors: OrderedDict[frozenset, list[Tensor]] = OrderedDict()
+    for site in (nodes[name] for name in names):
+        inside = frozenset(trace.plate_to_symbol[f.name] for f in site["cond_indep_stack"] if f.vectorized)
+        masked = packed.scale_and_mask(site["packed"]["unscaled_log_prob"], mask=site["packed"]["mask"])
+        factors.setdefault(inside, []).append(masked)
+    return [term for terms in contract_tensor_tree(factors, dims).values() for term in terms]
 
 
 def is_data(site: Any) -> bool:

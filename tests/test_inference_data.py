@@ -15,6 +15,7 @@ from pyro.nn import PyroModule, PyroParam, PyroSample
 from scipy import stats
 from torch import Tensor
 
+from pyro_invariance.evidence.base import LogJoint
 from pyro_invariance.inference_data import _Reader, to_arviz
 from pyro_invariance.processes import GaussianProcess
 from pyro_invariance.typing import BadInput
@@ -326,3 +327,87 @@ def test_netcdf_round_trip(made, tmp_path):
             assert back[group].equals(data[group])
             assert {k: tuple(v.dims) for k, v in back[group].items()} == {k: v.dims for k, v in data[group].items()}
         check(case, back)
+
+
+# Discrete sites: what is summed out, and what cannot be.
+
+
+def sampled_from_the_prior(y: Tensor) -> None:
+    mu = pyro.sample("mu", dist.Normal(torch.tensor(0.0), 5.0))
+    u = pyro.sample("u", dist.Normal(torch.tensor(0.0), 5.0))
+    with pyro.plate("items", len(y)):
+        z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.3)), infer={"enumerate": "parallel"})
+        pyro.sample("y", dist.Normal(mu + u + z, 1.0), obs=y)
+
+
+def test_densities_are_of_the_draws_that_are_kept():
+    guide = AutoNormal(poutine.block(sampled_from_the_prior, expose=["mu"]))
+    guide(Y)
+    data = to_arviz(sampled_from_the_prior, guide, Y, draws=6)
+    mu, u = (data.posterior[k].values[0, :, None] for k in ("mu", "u"))
+    mixture = np.logaddexp(
+        np.log(0.7) + stats.norm.logpdf(Y.numpy(), mu + u, 1), np.log(0.3) + stats.norm.logpdf(Y.numpy(), mu + u + 1, 1)
+    )
+    np.testing.assert_allclose(data.log_likelihood["y"].values[0], mixture)
+    prior = stats.norm.logpdf(mu[:, 0], 0, 5) + stats.norm.logpdf(u[:, 0], 0, 5)
+    np.testing.assert_allclose(data.sample_stats.lp.values[0], prior + mixture.sum(1))
+
+
+def latent_below(y: Tensor) -> None:
+    with pyro.plate("items", len(y)):
+        z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.5)), infer={"enumerate": "parallel"})
+        x = pyro.sample("x", dist.Normal(3 * z, 1.0))
+        pyro.sample("y", dist.Normal(x + z, 1.0), obs=y)
+
+
+def test_priors_are_no_likelihood():
+    guide = AutoNormal(poutine.block(latent_below, hide=["z"]))
+    guide(Y)
+    data = to_arviz(latent_below, guide, Y, draws=5)
+    assert set(data.log_likelihood.data_vars) == {"y"}
+    x = data.posterior["x"].values[0]
+    logs = [np.log(0.5) + stats.norm.logpdf(x, 3 * z, 1) for z in (0, 1)]
+    joint = np.logaddexp(*(p + stats.norm.logpdf(Y.numpy(), x + z, 1) for z, p in enumerate(logs)))
+    np.testing.assert_allclose(data.log_likelihood["y"].values[0], joint - np.logaddexp(*logs))
+    np.testing.assert_allclose(data.sample_stats.lp.values[0], joint.sum(1))
+    log_joint = LogJoint(latent_below, (Y,))
+    prior, likelihood = log_joint.terms(log_joint.pack({"x": torch.as_tensor(x[0])}))
+    assert float(prior) == pytest.approx(np.logaddexp(*logs)[0].sum())
+    assert float(likelihood) == pytest.approx((joint - np.logaddexp(*logs))[0].sum())
+
+
+def shared(y: Tensor) -> None:
+    z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.5)), infer={"enumerate": "parallel"})
+    pyro.sample("mu", dist.Normal(torch.tensor(0.0), 1.0))
+    with pyro.plate("items", len(y), subsample_size=2) as chosen:
+        pyro.sample("y", dist.Normal(z, 1.0), obs=y[chosen])
+
+
+def without_plate(y: Tensor) -> None:
+    z = pyro.sample("z", dist.Categorical(torch.tensor([0.4, 0.6])), infer={"enumerate": "parallel"})
+    mu = pyro.sample("mu", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    pyro.sample("y", dist.Normal(mu[..., z], 1.0).expand([2]) if z.dim() == 0 else dist.Normal(mu[z], 1.0), obs=y[:2])
+
+
+@pytest.mark.parametrize(("model", "words"), [(shared, "differ in scale"), (without_plate, "outside of plates")])
+def test_sums_that_would_be_wrong_are_refused(model, words):
+    guide = AutoNormal(poutine.block(model, expose=["mu"]))
+    guide(Y)
+    with pytest.raises(BadInput, match=words):
+        to_arviz(model, guide, Y, draws=1)
+    log_joint = LogJoint(model, (Y,))
+    with pytest.raises(BadInput, match=words):
+        log_joint.terms(torch.zeros(log_joint.size))
+
+
+def test_masked_priors_do_not_count():
+    def masked(y: Tensor) -> None:
+        with pyro.plate("items", len(y)), poutine.mask(mask=y > 0):
+            x = pyro.sample("x", dist.Normal(torch.tensor(0.0), 1.0))
+            pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+    guide = AutoNormal(masked)
+    guide(Y)
+    data = to_arviz(masked, guide, Y, draws=3)
+    total = data.log_prior["x"].sum("items") + data.log_likelihood["y"].sum("items")
+    np.testing.assert_allclose(data.sample_stats.lp.values, total.values)

@@ -1,11 +1,13 @@
 """Pictures show something, and the right numbers."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import torch
 from matplotlib.axes import Axes
 
 from pyro_invariance import plotting
@@ -81,4 +83,13 @@ def test_profile_is_drawn(unit, tmp_path):
     axes.figure.savefig(tmp_path / "profile.png")
     check_picture(tmp_path / "profile.png")
     assert plotting.profile(result, axes) is axes
+    plt.close("all")
+
+
+def test_predictive_tail_counts_ties(run):
+    sure = replace(run.best, test_log_density=torch.tensor([[0.0, -50.0]], dtype=torch.float64).repeat(10, 1))
+    told = replace(run, fits=(sure, *run.fits[1:]), data=replace(run.data, y_test=torch.zeros(10, dtype=torch.long)))
+    assert plotting.predictive_check(told).get_title().endswith("as the model expects (tail 1.000)")
+    told = replace(told, data=replace(run.data, y_test=torch.ones(10, dtype=torch.long)))
+    assert plotting.predictive_check(told).get_title().endswith("not what the model expects (tail 0.000)")
     plt.close("all")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pyro_invariance import plotting
+from pyro_invariance.fitting import Fit
 from pyro_invariance.report import cautions, report, sentences
 from pyro_invariance.results import Selection
 from pyro_invariance.verdict import Verdict
@@ -156,3 +157,29 @@ def test_report_of_a_run_without_test_data_or_verdicts(run, tmp_path):
     parsed = Page(report(bare, tmp_path))
     assert "0 held out" in parsed.text
     assert sum("No test data" in p["alt"] for p in parsed.pictures) == 3
+
+
+def test_ranges_that_say_nothing_are_not_quoted(run):
+    told = replace(run)
+    told.__dict__["verdicts"] = {"rotation": verdict("supported", 40.0)}
+    f = next(f for f in run.fits if f.label == "rotation")
+    for change in ({"saturated": True, "lower": 0.0, "upper": 3.1}, {"zero": True}):
+        said = replace(f, extents={"rotation": replace(f.extents["rotation"], **change)})
+        ((_, sentence),) = sentences(_with(told, said))
+        assert sentence == "The label survives turns: 40 nats for it."
+
+
+def _with(run: Selection, fit: Fit) -> Selection:
+    """The same run and verdicts, one fit changed."""
+    told = replace(run, fits=tuple(fit if f.label == fit.label else f for f in run.fits))
+    told.__dict__["verdicts"] = run.verdicts
+    return told
+
+
+def test_columns_stand_under_their_names(run, tmp_path):
+    best = run.best
+    nothing = torch.zeros(0, 2, dtype=torch.float64)
+    bare = replace(best, test_log_density=nothing, test_mean=nothing[:, :1])
+    text = report(_with(run, bare), tmp_path).read_text(encoding="utf-8")
+    rows = re.findall(r"<tr>(.*?)</tr>", text)
+    assert len({row.count("<td>") for row in rows[1:]} | {rows[0].count("<th>")}) == 1

@@ -133,7 +133,7 @@ class LogJoint:
     def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor, poutine.Trace, list[Part]]:
         """Log prior density and log likelihood as in `terms`, and the run of the model that they come from."""
         values = self.unpack(z)
-        trace, parts = score(poutine.condition(self.model, data=values), self.args, summed=self.summed)
+        trace, parts = score(poutine.condition(self.model, data=values), self.args, {}, self.summed, values)
         inside = {name for part in parts for name in part.names}
         prior, likelihood = torch.zeros(()), torch.zeros(())
         for name, site in samples(trace).items():
@@ -147,7 +147,7 @@ class LogJoint:
             else:
                 likelihood = likelihood + site["log_prob_sum"]
         for part in parts:
-            likelihood = likelihood + (part.log_density * part.scale).sum()
+            prior, likelihood = prior + part.log_prior, likelihood + part.log_likelihood
         return prior, likelihood, trace, parts
 
 

@@ -109,8 +109,8 @@ def draw(
             prior[name].append(trace.nodes[name]["log_prob"])
         sites = observed(trace, log_joint.transforms)
         data = {name: site["value"] for name, site in sites.items()}
-        for part in parts:
-            density["+".join(name for name in part.names if name in sites)].append(part.log_density)
+        for part in (part for part in parts if part.data):
+            density["+".join(part.data)].append(part.pointwise)
         for name in sites.keys() - {name for part in parts for name in part.names}:
             site = sites[name]
             of_each, replicate = pointwise(site)

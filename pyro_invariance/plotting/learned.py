@@ -16,7 +16,9 @@ from pyro_invariance.zoo import Extent
 
 def _end(extent: Extent) -> str:
     """The upper end of a range in words."""
-    return f"{np.degrees(extent.upper):.0f} deg" if extent.unit == "rad" else f"{extent.upper:.2f} grid units"
+    if extent.unit == "rad":
+        return f"{np.degrees(extent.upper):.0f} deg"
+    return f"{extent.upper:.2f} {'grid units' if extent.unit == 'grid' else 'on a log scale'}"
 
 
 def evidence(selection: Selection, axes: Axes | None = None) -> Axes:
