@@ -526,3 +526,10 @@ def test_orbit_process_against_quadrature(label, loose):
     assert fit.upper > exact
     prior, likelihood, normal = fit.weighted[:, -3:].T
     assert float((prior + likelihood - normal).mean()) == pytest.approx(fit.evidence.value)
+
+
+@pytest.mark.parametrize("start", [-60.0, -26.0, 60.0])
+def test_climb_comes_back_from_beyond_the_edge(start):
+    log_joint = LogJoint(lambda: pyro.sample("site", dist.LogNormal(torch.tensor(-1.0), 2.0)))
+    mode = maximise(log_joint, torch.tensor([start]))
+    assert float(mode.z) == pytest.approx(-1.0, abs=0.8)

@@ -38,13 +38,13 @@ class Mode:
 def _objective(log_joint: LogJoint, prior: bool) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
     def negative(z: np.ndarray) -> tuple[float, np.ndarray]:
         point = torch.tensor(z, requires_grad=True)
-        try:
-            log_prior, log_likelihood = log_joint.terms(point.clamp(-EDGE, EDGE))
+        beyond = point - point.detach().clamp(-EDGE, EDGE)
+        try:  # beyond the edge, the value there and its slope, and a way back
+            log_prior, log_likelihood = log_joint.terms(point - beyond.detach())
         except torch.linalg.LinAlgError:  # a line search reached too far: a wall, with the way back
             return 1e12, z
-        value = log_likelihood + log_prior if prior else log_likelihood
-        gradient = torch.autograd.grad(value, point, allow_unused=True)[0] if value.requires_grad else None
-        gradient = torch.zeros_like(point) if gradient is None else gradient  # a likelihood that is flat in all sites
+        value = (log_likelihood + log_prior if prior else log_likelihood) - 0.5 * beyond.square().sum()
+        (gradient,) = torch.autograd.grad(value, point)
         return -float(value.detach()), -gradient.numpy()
 
     return negative
