@@ -1,6 +1,6 @@
 """Fit one hypothesis: modes from several starts, SVI from the best, the evidence from fresh draws.
 
-Nothing here knows what the model is: any Pyro model with continuous latent sites will do.
+Nothing here knows what the model is: any Pyro model will do whose latent sites are continuous or summed out.
 """
 
 import time

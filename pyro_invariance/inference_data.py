@@ -22,11 +22,10 @@ from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_invariance.traces import Trace, enumerable, free_dim, is_data, observed, pointwise, samples, score
+from pyro_invariance.traces import Trace, enumerable, free_dim, is_data, observed, pointwise, predictive, samples, score
 from pyro_invariance.typing import BadInput
 
 Named = tuple[list[str], np.ndarray]  # names of the dimensions behind chain and draw, values
-SHARED = ("observed_data", "constant_data")  # groups without draws
 
 
 def dataset(values: Mapping[str, Named], coords: Mapping[str, Any], attributes: Mapping[str, Any]) -> xr.Dataset:
@@ -162,7 +161,7 @@ class _Reader:
                 log_p, density, plain = self.enumerated(plain, guided, summed)
             else:
                 log_p = float(plain.log_prob_sum())
-                density = {n: self.read(n, site, pointwise(site)[0], 0) for n, site in observed(plain).items()}
+                density = {n: self.read(n, site, pointwise(site), 0) for n, site in observed(plain).items()}
             plain.compute_log_prob()
             drawn = self.latent(plain)
             log_q = float(guided.log_prob_sum())  # what the guide leaves out, Pyro draws from the prior
@@ -176,9 +175,8 @@ class _Reader:
                 counted = scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])
                 groups["log_prior"][name].append(self.read(name, site, counted, 0))
             for name, site in observed(plain).items():
-                new: Any = replicated.nodes[name]["value"]
-                if hasattr(site["fn"], "leave_one_out"):
-                    new = pointwise(site)[1]
+                left_out = hasattr(site["fn"], "leave_one_out")
+                new: Any = predictive(site).sample() if left_out else replicated.nodes[name]["value"]
                 groups["posterior_predictive"][name].append(self.read(name, site, new))
             for name, named in density.items():
                 groups["log_likelihood"][name].append(named)
@@ -197,7 +195,7 @@ class _Reader:
             if name not in inside:
                 log_p += float(site["log_prob_sum"])
                 if name in data:
-                    density[name] = self.read(name, site, pointwise(site)[0], 0)
+                    density[name] = self.read(name, site, pointwise(site), 0)
         for part in parts:
             log_p += float(part.log_prior + part.log_likelihood)
             if part.data:

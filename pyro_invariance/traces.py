@@ -153,15 +153,17 @@ def observed(trace: Trace, latent: Collection[str] = ()) -> dict[str, Any]:
     return {name: site for name, site in trace.nodes.items() if name not in latent and is_data(site)}
 
 
-def pointwise(site: Any) -> tuple[Tensor, Tensor]:
-    """Log density of each datum of an observed site, nats, and a replicate of all of them.
+def predictive(site: Any) -> Any:
+    """Distribution of each datum of an observed site: its own or, where data depend on each other, given all others.
 
-    A distribution whose data depend on each other may offer `leave_one_out(value) -> mean, variance`; each datum is
-    then predicted from the others.
+    Such a distribution offers `leave_one_out(value) -> mean [N, outputs], variance [N]`.
     """
-    fn, value = site["fn"], site["value"]
-    if not hasattr(fn, "leave_one_out"):
-        return scale_and_mask(fn.log_prob(value), mask=site["mask"]), fn.sample()
-    mean, variance = fn.leave_one_out(value)
-    predictive = Normal(mean, variance.sqrt()[..., None])
-    return predictive.log_prob(value).sum(-1), predictive.sample()
+    if not hasattr(site["fn"], "leave_one_out"):
+        return site["fn"]
+    mean, variance = site["fn"].leave_one_out(site["value"])
+    return Normal(mean, variance.sqrt()[..., None]).to_event(1)
+
+
+def pointwise(site: Any) -> Tensor:
+    """Log density of each datum of an observed site, in the batch shape of its `predictive`, nats."""
+    return scale_and_mask(predictive(site).log_prob(site["value"]), mask=site["mask"])

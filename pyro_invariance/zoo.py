@@ -59,7 +59,7 @@ class Hypothesis:
     name, kind, base : str
         `base` names the representation and base kernel that contrasts are made within.
     model : callable
-        A Pyro model `model(*args)`; all latent sites continuous, the data observed.
+        A Pyro model `model(*args)`; its latent sites continuous or enumerated in parallel, the data observed.
     prepare : callable
         `Dataset -> args`, run once per data set (distances and the like).
     starts : tuple of dict

@@ -21,6 +21,7 @@ from pyro_invariance import from_arrays, runs
 from pyro_invariance.datasets import Dataset
 from pyro_invariance.densities import SoftUniform
 from pyro_invariance.groups import SO2
+from pyro_invariance.report import report
 from pyro_invariance.representations import Polar
 from pyro_invariance.results import Selection, load
 from pyro_invariance.runs import read_json
@@ -129,6 +130,12 @@ def test_own_models_predict_in_the_units_of_the_labels(lines, line):
     assert result.test_scores(result.best)["log_density"] == pytest.approx(float(exact), abs=0.05)
     assert rmse < 0.5 * result.test_scores(result.fits[1])["rmse"]
     assert not torch.equal(result.predict(line.x_test, "constant"), expected)
+
+
+def test_own_models_of_series_have_a_report(lines, tmp_path):
+    page = report(lines[0], tmp_path).read_text(encoding="utf-8")
+    assert "No images: the data are series" in page
+    assert "broken was not fitted" in page
 
 
 def test_own_models_cannot_be_restored_from_a_folder(lines):

@@ -9,12 +9,13 @@ import arviz as az
 import pyro
 import torch
 from pyro.distributions import MultivariateNormal
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch import Tensor
 
 from pyro_invariance.evidence.base import Evidence, LogJoint, require_finite
 from pyro_invariance.guides import LaplaceNormal
-from pyro_invariance.traces import observed, pointwise
+from pyro_invariance.traces import observed, predictive
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,9 @@ def draw(
             density["+".join(part.data)].append(part.pointwise)
         for name in sites.keys() - {name for part in parts for name in part.names}:
             site = sites[name]
-            of_each, replicate = pointwise(site)
-            density[name].append(of_each)
-            replicates[name].append(replicate)
+            of_each = predictive(site)
+            density[name].append(scale_and_mask(of_each.log_prob(site["value"]), mask=site["mask"]))
+            replicates[name].append(of_each.sample())
     log_prior, log_likelihood = torch.stack(terms).unbind(1)
     return Draws(
         z,

@@ -11,6 +11,7 @@ from pyro_invariance.plotting.base import VERDICTS, new_axes, of_base
 from pyro_invariance.profiles import Profile
 from pyro_invariance.results import Selection, describe_extents
 from pyro_invariance.sensitivity import prior_sensitivity
+from pyro_invariance.verdict import FLOOR
 from pyro_invariance.zoo import Extent
 
 
@@ -81,7 +82,7 @@ def sensitivity(selection: Selection, axes: Axes | None = None) -> Axes:
         colours = [VERDICTS[verdicts[s].verdict] for s in judged]
         rows = np.arange(len(judged)) + 0.2 * np.log2(factor)
         axes.scatter(gaps, rows, c=colours, marker=marker, label=f"prior scales x {factor:g}")
-    axes.axvspan(-10, 10, color="black", alpha=0.08)
+    axes.axvspan(-FLOOR, FLOOR, color="black", alpha=0.08)
     axes.set_xscale("symlog", linthresh=10)
     axes.set_yticks(range(len(judged)), judged)
     axes.set_xlabel("best evidence with it minus best without it (nats)")
