@@ -33,7 +33,7 @@ LAYERS = (
     ("zoo",),
     ("profiles",),
     ("fitting",),
-    ("diagnostics", "runs", "verdict"),
+    ("calibration", "diagnostics", "runs", "verdict"),
     ("results", "sweep"),
     ("sensitivity",),
     ("selection",),

@@ -1,6 +1,7 @@
 """Pictures of results; each function takes a result, draws on given or new axes and returns them."""
 
 from pyro_invariance.plotting.base import save
+from pyro_invariance.plotting.calibrated import ranks
 from pyro_invariance.plotting.held_out import calibration, paired, predictive_check
 from pyro_invariance.plotting.images import gallery
 from pyro_invariance.plotting.learned import evidence, extents, profile, profiles, sensitivity, symmetries, traces
@@ -29,6 +30,7 @@ __all__ = [
     "predictive_check",
     "profile",
     "profiles",
+    "ranks",
     "save",
     "sensitivity",
     "symmetries",
