@@ -12,8 +12,9 @@ from torch import Tensor
 
 from pyro_invariance.datasets import Dataset
 from pyro_invariance.fitting import Fit
-from pyro_invariance.inference_data import Free, Named, dataset
+from pyro_invariance.inference_data import Named, dataset
 from pyro_invariance.numerics import float64
+from pyro_invariance.traces import Free
 from pyro_invariance.zoo import Hypothesis
 
 PRIOR_ITEMS, PRIOR_DRAWS = 200, 50

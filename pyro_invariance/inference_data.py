@@ -17,12 +17,11 @@ import xarray as xr
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import infer_discrete
-from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_invariance.traces import Trace, enumerable, free_dim, is_data, observed, pointwise, predictive, samples, score
+from pyro_invariance.traces import Free, Trace, enumerable, free_dim, observed, pointwise, predictive, samples, score
 from pyro_invariance.typing import BadInput
 
 Named = tuple[list[str], np.ndarray]  # names of the dimensions behind chain and draw, values
@@ -94,14 +93,6 @@ def to_arviz(
     attributes = {"inference_library": "pyro", "inference_library_version": pyro.__version__, "seed": seed}
     made: dict[str, Any] = {g: dataset(values, coords, attributes) for g, values in groups.items() if values}
     return az.InferenceData(attrs=attributes, **made)
-
-
-class Free(UnconditionMessenger):
-    """Draws the data as well, and leaves alone what follows from the latent sites."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if is_data(msg):
-            super()._pyro_sample(msg)
 
 
 class _Reader:

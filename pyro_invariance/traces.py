@@ -5,11 +5,15 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from pyro import poutine
 from pyro.distributions import Normal, Unit
 from pyro.distributions.util import scale_and_mask
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
+from pyro.ops.rings import LogRing
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
@@ -77,10 +81,21 @@ def score(
                 f"model: site {name!r} has batch shape {tuple(site['fn'].batch_shape)} outside of plates; where sites "
                 "are summed out, each dimension needs a plate or to_event"
             )
-    enumerated = poutine.enum(enumerable(model, summed), first_available_dim=free_dim(trace))
+    enumerated = _Enumerate(first_available_dim=free_dim(trace))(enumerable(model, summed))
     trace = prune_subsample_sites(poutine.trace(enumerated).get_trace(*args, **(kwargs or {})))
     trace.compute_log_prob()
     return trace, _parts(trace, set(observed(trace, latent)))
+
+
+class _Enumerate(EnumMessenger):
+    """Pyro's handler, which looks at `value.data`, within `torch.vmap` too: it is shown a shape without data there."""
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        value = msg["value"]
+        if torch.is_tensor(value):
+            msg["value"] = torch.empty(value.shape, device="meta")
+        super()._pyro_post_sample(msg)
+        msg["value"] = value
 
 
 def enumerable(model: Callable, summed: Collection[str]) -> Callable:
@@ -135,7 +150,29 @@ def _summed(trace: Trace, names: list[str], dims: set[str]) -> list[Tensor]:
         inside = frozenset(trace.plate_to_symbol[f.name] for f in site["cond_indep_stack"] if f.vectorized)
         masked = packed.scale_and_mask(site["packed"]["unscaled_log_prob"], mask=site["packed"]["mask"])
         factors.setdefault(inside, []).append(masked)
-    return [term for terms in contract_tensor_tree(factors, dims).values() for term in terms]
+    return [term for terms in contract_tensor_tree(factors, dims, ring=_LogSum()).values() for term in terms]
+
+
+class _LogSum(LogRing):
+    """Pyro's sum of products in log space, by operations that `torch.vmap` knows: one dimension after the other."""
+
+    def sumproduct(self, terms: list[Tensor], dims: Collection[str]) -> Tensor:
+        """Add all terms and sum out the dimensions."""
+        left = list(terms)
+        for dim in dims:
+            total = _total([term for term in left if dim in term._pyro_dims])  # type: ignore[attr-defined]
+            names = total._pyro_dims  # type: ignore[attr-defined]
+            summed = total.logsumexp(names.index(dim))
+            summed._pyro_dims = names.replace(dim, "")
+            left = [term for term in left if dim not in term._pyro_dims] + [summed]  # type: ignore[attr-defined]
+        return _total(left)
+
+
+def _total(terms: list[Tensor]) -> Tensor:
+    aligned = packed.broadcast_all(*terms)
+    total = sum(aligned[1:], start=aligned[0].clone())
+    total._pyro_dims = aligned[0]._pyro_dims
+    return total
 
 
 def is_data(site: Any) -> bool:
@@ -146,6 +183,14 @@ def is_data(site: Any) -> bool:
         and not (site["infer"] or {}).get("_deterministic")
         and not isinstance(site["fn"], Unit)
     )
+
+
+class Free(UnconditionMessenger):
+    """Draws the data as well, and leaves alone what follows from the latent sites."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if is_data(msg):
+            super()._pyro_sample(msg)
 
 
 def observed(trace: Trace, latent: Collection[str] = ()) -> dict[str, Any]:

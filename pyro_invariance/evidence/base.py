@@ -18,9 +18,33 @@ from pyro_invariance.typing import BadInput
 Bound = Literal["exact", "lower", "upper", "estimate"]
 
 
+KHAT = 0.7  # above, importance weights have no usable mean [vehtari2024pareto]
+LOOSE = 1.0  # nats that a bound may be off, move or scatter before it deserves a word
+ENOUGH = 1000  # draws from which a k-hat means something; 10,000 are better, 1,000 miss a third of the bad guides
+
+# Side of a difference, by the sides of what is subtracted from what; other pairs cannot be told from each other.
+_SIDES: dict[tuple[str, str], Bound] = {
+    ("exact", "exact"): "exact",
+    ("lower", "lower"): "estimate",
+    ("upper", "upper"): "estimate",
+    ("estimate", "estimate"): "estimate",
+    ("lower", "exact"): "lower",
+    ("exact", "upper"): "lower",
+    ("lower", "upper"): "lower",
+    ("upper", "exact"): "upper",
+    ("exact", "lower"): "upper",
+    ("upper", "lower"): "upper",
+    ("estimate", "exact"): "estimate",
+    ("exact", "estimate"): "estimate",
+}
+
+
 @dataclass(frozen=True)
 class Evidence:
-    """Log evidence of all the data under a model.
+    """Log evidence of all the data under a model, and everything that qualifies it.
+
+    `a - b` is a log Bayes factor.  It is refused where the sides of `a` and `b` leave it without meaning (a bound and
+    an estimate) or where they are of different data.
 
     Attributes
     ----------
@@ -33,9 +57,25 @@ class Evidence:
     khat : float or None
         Pareto shape of the importance weights, a rough figure below some hundred draws; None where there are none.
     looseness : float or None
-        Importance-sampled evidence minus this lower bound, nats.
+        Importance-sampled evidence minus this lower bound, nats; itself too small where k-hat is large.
     drift : float or None
         Change over the last tenth of the optimisation, nats.
+    restart_spread : float or None
+        Largest difference among starts that met, nats.
+    ess : float or None
+        Effective number of independent draws, of importance weights or of annealed chains.
+    draws : int
+        How many draws there were.
+    upper : float or None
+        A value on the other side where there is one: of a sandwich, or a type-II maximum from a dense multi-start.
+    upper_error : float
+        Its standard error, nats.
+    method : str
+        The estimator.
+    data : str
+        Digest of the observed values: evidences of different data cannot be compared.
+    seconds : float
+        Wall time.
     """
 
     value: float
@@ -44,12 +84,80 @@ class Evidence:
     khat: float | None = None
     looseness: float | None = None
     drift: float | None = None
+    restart_spread: float | None = None
+    ess: float | None = None
+    draws: int = 0
+    upper: float | None = None
+    upper_error: float = 0.0
+    method: str = ""
+    data: str = ""
+    seconds: float = 0.0
+
+    @property
+    def lower_side(self) -> float | None:
+        """What the evidence is at least, up to `std_error`."""
+        return self.value if self.bound in ("exact", "lower") else None
+
+    @property
+    def upper_side(self) -> float | None:
+        """What the evidence is at most, up to `upper_error`."""
+        return self.value if self.bound in ("exact", "upper") else self.upper
+
+    @property
+    def width(self) -> float | None:
+        """Distance of the two sides, nats; None where one of them is missing."""
+        if self.lower_side is None or self.upper_side is None:
+            return None
+        return self.upper_side - self.lower_side
+
+    @property
+    def cautions(self) -> list[str]:
+        """Reasons for which this number deserves no trust, in words; empty if there are none."""
+        found = []
+        if self.khat is not None and self.khat > KHAT and self.draws >= ENOUGH:
+            found.append(f"k-hat {self.khat:.2f}: the guide misses a tail of the posterior, by how much is unknown")
+        if self.looseness is not None and self.looseness > LOOSE:
+            found.append(f"at least {self.looseness:.1f} nats loose")
+        if self.std_error > LOOSE / 2:
+            found.append(f"noisy (standard error {self.std_error:.1f} nats)")
+        if self.drift is not None and self.drift > LOOSE:
+            found.append(f"still moving by {self.drift:.1f} nats")
+        if self.restart_spread is not None and self.restart_spread > LOOSE:
+            found.append(f"starts differ by {self.restart_spread:.1f} nats")
+        if self.ess is not None and self.ess < 5 and self.draws > 5:
+            found.append(f"{self.ess:.1f} effective draws of {self.draws}")
+        return found
 
     def __str__(self) -> str:
         side = {"exact": "", "lower": " (lower bound)", "upper": " (upper bound)", "estimate": " (estimate)"}[
             self.bound
         ]
-        return f"log evidence {self.value:.1f} +- {self.std_error:.2f} nats{side}"
+        other = f", at most {self.upper:.1f}" if self.upper is not None else ""
+        said = f": {'; '.join(self.cautions)}" if self.cautions else ""
+        return f"log evidence {self.value:.1f} +- {self.std_error:.2f} nats{side}{other}{said}"
+
+    def __sub__(self, other: "Evidence") -> "Evidence":
+        if not isinstance(other, Evidence):
+            return NotImplemented
+        side = _SIDES.get((self.bound, other.bound))
+        if side is None:
+            raise BadInput(f"evidence: got an {self.bound} side minus an {other.bound} side, which has no meaning")
+        if self.data and other.data and self.data != other.data:
+            raise BadInput("evidence: these are of different data (or of different codings of them): no Bayes factor")
+        error = math.hypot(self.std_error, other.std_error)
+        return Evidence(self.value - other.value, error, side, method="log Bayes factor")
+
+    def __lt__(self, other: "Evidence") -> bool:
+        return (self - other).value < 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything in plain values, null where it does not apply, with `cautions`."""
+        return {**vars(self), "cautions": self.cautions}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Evidence":
+        """Read back what `to_json` gave."""
+        return cls(**{k: v for k, v in content.items() if k != "cautions"})
 
 
 @dataclass

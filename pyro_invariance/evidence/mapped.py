@@ -1,0 +1,65 @@
+"""A function of one draw, evaluated for many of them at once where the model allows it."""
+
+from collections.abc import Callable
+
+import pyro
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from pyro_invariance.typing import BadInput
+
+Draws = dict[str, Tensor]  # [S, *shape] by name
+CHUNK = 1000  # draws at once
+CHECKED = 3  # draws that are also evaluated alone
+
+
+class Mapped:
+    """A function of one draw, `{name: [*shape]} -> {name: log density}`, mapped over many draws.
+
+    By `torch.vmap`, which needs nothing of the function but operations that torch can batch: dimensions of a model
+    cannot be mistaken for draws, as they can where Pyro vectorises particles.  Else one by one.  The first call
+    compares a few draws with what they give alone.
+
+    Raises
+    ------
+    BadInput
+        Naming the site whose density differs between the two.
+    """
+
+    def __init__(self, function: Callable[[Draws], Draws]) -> None:
+        self.function = function
+        self.vectorised: bool | None = None  # not known yet
+
+    def __call__(self, draws: Draws) -> Draws:
+        """Return `{name: [S]}`."""
+        if self.vectorised is None:
+            few = {name: value[:CHECKED] for name, value in draws.items()}
+            alone = self._serial(few)
+            try:
+                together = self._together(few)
+                self.vectorised = True
+            except Exception:  # whatever torch cannot batch, a function of the model's own for instance
+                together = self._serial(few)
+                self.vectorised = False
+            _require_equal(alone, together)
+        return self._together(draws) if self.vectorised else self._serial(draws)
+
+    def _together(self, draws: Draws) -> Draws:
+        with pyro.validation_enabled(False):  # it looks at values, which vmap does not allow
+            return vmap(self.function, randomness="different", chunk_size=CHUNK)(draws)
+
+    def _serial(self, draws: Draws) -> Draws:
+        count = len(next(iter(draws.values())))
+        rows = [self.function({name: value[i] for name, value in draws.items()}) for i in range(count)]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _require_equal(alone: Draws, together: Draws) -> None:
+    for name, value in alone.items():
+        if not torch.allclose(value, together[name], rtol=1e-8, atol=1e-8, equal_nan=True):
+            raise BadInput(
+                f"site {name!r}: for the same values of all sites, its log density is {float(value.flatten()[0]):.6g} "
+                f"evaluated alone and {float(together[name].flatten()[0]):.6g} among other draws; does the model draw "
+                "random numbers outside of its sites, or keep a state?"
+            )
