@@ -22,9 +22,8 @@ from tqdm import tqdm
 
 from pyro_invariance.datasets import Dataset
 from pyro_invariance.fitting import SCOUT, fit
-from pyro_invariance.inference_data import Free
 from pyro_invariance.numerics import float64
-from pyro_invariance.traces import samples
+from pyro_invariance.traces import Free, samples
 from pyro_invariance.typing import BadInput
 from pyro_invariance.zoo import Hypothesis
 
