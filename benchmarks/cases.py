@@ -48,6 +48,8 @@ def mnist(transform: str, seed: int, n: int = 1000, m: int = 2000) -> Dataset:
     x = torch.as_tensor(np.concatenate([raw["train_images"][:n], raw["test_images"][:m]]) / 255.0)[:, None]
     if transform == "rotated":
         x = Pixels().rotate(x, torch.as_tensor(rng.uniform(-math.pi, math.pi, n + m)))
+    elif transform == "tilted":
+        x = Pixels().rotate(x, torch.as_tensor(rng.uniform(-math.pi / 4, math.pi / 4, n + m)))
     elif transform == "quarter turns":
         x = Pixels().rotate(x, torch.as_tensor(rng.integers(0, 4, n + m) * (math.pi / 2)))
     elif transform == "shifted":

@@ -19,7 +19,7 @@ from pyro_invariance.datasets import Dataset
 from pyro_invariance.evidence.base import Evidence, LogJoint, require_finite
 from pyro_invariance.evidence.laplace import EDGE, laplace, maximise
 from pyro_invariance.evidence.variational import Draws, draw, elbo, pareto_khat, train
-from pyro_invariance.guides import LaplaceNormal
+from pyro_invariance.guides import SkewNormal
 from pyro_invariance.typing import BadInput
 from pyro_invariance.zoo import Hypothesis
 
@@ -218,11 +218,11 @@ def scale(size: float) -> Scale:
     return Scale(size * torch.linspace(-1.8, 1.9, 20))
 
 
-def fitted(problem: Linear | Scale, steps: int = 60) -> tuple[LaplaceNormal, LogJoint]:
+def fitted(problem: Linear | Scale, steps: int = 60) -> tuple[SkewNormal, LogJoint]:
     """A trained guide that started half a standard deviation off, a third too wide."""
     log_joint = LogJoint(problem.model)
     mode, cholesky = laplace(log_joint, maximise(log_joint, torch.zeros(log_joint.size)).z)
-    guide = LaplaceNormal(problem.model, mode + 0.5 * cholesky.diagonal(), 1.3 * cholesky)
+    guide = SkewNormal(problem.model, mode + 0.5 * cholesky.diagonal(), 1.3 * cholesky)
     train(guide, log_joint, steps=steps, particles=16, seed=0, rate=0.1)
     return guide, log_joint
 
@@ -317,7 +317,7 @@ def test_laplace_exists_where_the_density_is_flat():
 def test_guide_starts_at_the_laplace_approximation():
     problem = linear()
     mean, covariance = problem.posterior
-    guide = LaplaceNormal(problem.model, mean, torch.linalg.cholesky(covariance))
+    guide = SkewNormal(problem.model, mean, torch.linalg.cholesky(covariance))
     guide()
     posterior = guide.get_posterior()
     torch.testing.assert_close(posterior.mean, mean)
@@ -327,7 +327,7 @@ def test_guide_starts_at_the_laplace_approximation():
 def test_elbo_with_the_exact_posterior_is_the_evidence():
     problem = linear()
     mean, covariance = problem.posterior
-    guide = LaplaceNormal(problem.model, mean, torch.linalg.cholesky(covariance))
+    guide = SkewNormal(problem.model, mean, torch.linalg.cholesky(covariance))
     evidence = elbo(draw(guide, LogJoint(problem.model), count=40, seed=0))
     assert evidence.value == pytest.approx(problem.exact, abs=1e-8)
     assert evidence.std_error < 1e-9
@@ -341,7 +341,7 @@ def test_elbo_of_a_wrong_guide_is_below_by_its_divergence(seed):
     problem = linear(seed)
     mean, covariance = problem.posterior
     shifted, wide = mean + torch.tensor([0.1, 0.0, -0.1]), 2.25 * covariance
-    guide = LaplaceNormal(problem.model, shifted, torch.linalg.cholesky(wide))
+    guide = SkewNormal(problem.model, shifted, torch.linalg.cholesky(wide))
     evidence = elbo(draw(guide, LogJoint(problem.model), count=1000, seed=seed))
     divergence = torch.distributions.kl_divergence(
         MultivariateNormal(shifted, wide), MultivariateNormal(mean, covariance)
@@ -397,7 +397,7 @@ def test_fresh_draws_agree_with_pyro(make):
     problem = make()
     log_joint = LogJoint(problem.model)
     mode, cholesky = laplace(log_joint, maximise(log_joint, torch.zeros(log_joint.size)).z)
-    guide = LaplaceNormal(problem.model, mode, 1.5 * cholesky)
+    guide = SkewNormal(problem.model, mode, 1.5 * cholesky)
     ours = elbo(draw(guide, log_joint, count=500, seed=1))
     pyro.set_rng_seed(2)
     with torch.no_grad():
@@ -411,7 +411,7 @@ def test_training_depends_on_the_seed_only():
     mean, covariance = problem.posterior
 
     def run(seed: int) -> tuple[list[float], Draws]:
-        guide = LaplaceNormal(problem.model, mean + 0.3, torch.linalg.cholesky(covariance))
+        guide = SkewNormal(problem.model, mean + 0.3, torch.linalg.cholesky(covariance))
         path, _ = train(guide, LogJoint(problem.model), steps=10, particles=2, seed=seed)
         return path, draw(guide, LogJoint(problem.model), count=5, seed=seed)
 
@@ -508,7 +508,7 @@ def test_orbit_process_against_quadrature(label, loose):
 
     log_joint = LogJoint(hypothesis.model, hypothesis.prepare(data))
     mode, cholesky = laplace(log_joint, maximise(log_joint, log_joint.pack(hypothesis.starts[0])).z)
-    guide = LaplaceNormal(hypothesis.model, mode, cholesky)
+    guide = SkewNormal(hypothesis.model, mode, cholesky)
     train(guide, log_joint, steps=100, particles=fitting.PARTICLES, seed=0)
     draws = draw(guide, log_joint, count=1000, seed=1)
     evidence = elbo(draws)

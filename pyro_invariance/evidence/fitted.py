@@ -12,7 +12,7 @@ from pyro_invariance.evidence.base import LogJoint
 from pyro_invariance.evidence.laplace import Mode, laplace, maximise
 from pyro_invariance.evidence.problem import Problem
 from pyro_invariance.evidence.variational import draw, elbo, train
-from pyro_invariance.guides import LaplaceNormal
+from pyro_invariance.guides import SkewNormal
 from pyro_invariance.numerics import float64
 from pyro_invariance.typing import BadInput, checked_seed
 
@@ -36,7 +36,7 @@ def guided(problem: Problem, seed: int) -> tuple[Problem, dict[str, Any]]:
     with poutine.seed(rng_seed=checked_seed(seed)):
         found = modes(problem, seed, STARTS)
         best = found[0]
-        guide = LaplaceNormal(poutine.block(log_joint.model, hide=sorted(log_joint.summed)), *laplace(log_joint, best.z))
+        guide = SkewNormal(poutine.block(log_joint.model, hide=sorted(log_joint.summed)), *laplace(log_joint, best.z))
         guide(*log_joint.args)
         before = draw(guide, log_joint, count=DRAWS, seed=seed)
         drift = None
