@@ -7,14 +7,12 @@ distance between two images whatever the representation.
 """
 
 import math
-import warnings
 from collections.abc import Callable
 
 import torch
 from pyro.contrib.gp.kernels import Kernel
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from pyro_invariance.orbits import Orbit, Patches, SpectralOrbit
 from pyro_invariance.representations import Pixels
@@ -32,14 +30,19 @@ def double_sum(orbit: Orbit, kernel: Kernel, x: Images, z: Images) -> Tensor:
 
 
 def _tangents(function: Callable[..., Tensor], arguments: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
-    """Value and the derivative in each scalar argument, by forward-mode differentiation."""
-    value, tangents = function(*arguments), []
-    for i in range(len(arguments)):
-        with forward_ad.dual_level(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, on its first use
-            duals = [forward_ad.make_dual(a, torch.full_like(a, float(i == j))) for j, a in enumerate(arguments)]
-            tangents.append(forward_ad.unpack_dual(function(*duals)).tangent)
-    return value, tangents
+    """Value and the derivative in each scalar argument.
+
+    By differentiating `J^T u` in `u`: torch's dual numbers take ten times as long for small tensors.
+    """
+    with torch.enable_grad():
+        leaves = [a.detach().requires_grad_() for a in arguments]
+        value = function(*leaves)
+        if not leaves:
+            return value, []
+        u = torch.zeros_like(value, requires_grad=True)
+        products = torch.autograd.grad(value, leaves, u, create_graph=True)
+        tangents = [torch.autograd.grad(product, u, retain_graph=True)[0] for product in products]
+    return value.detach(), tangents
 
 
 class _WeightedExp(torch.autograd.Function):
