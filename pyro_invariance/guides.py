@@ -1,6 +1,7 @@
 """Approximate posteriors that Pyro's automatic guides lack."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from pyro.distributions import MultivariateNormal, TransformedDistribution, constraints
@@ -13,10 +14,10 @@ from torch.distributions import Transform
 class SinhArcsinh(Transform):
     r"""Skew and tails for each coordinate of a centred normal vector of standard deviations `s` [jones2009sinh].
 
-    .. math:: z = c + s\, \frac{\sinh(t (\operatorname{asinh}(y / s) + k)) - \sinh(t k)}{t \cosh(t k)}
+    .. math:: y = c + s\, \frac{\sinh(t (\operatorname{asinh}(x / s) + k)) - \sinh(t k)}{t \cosh(t k)}
 
     with the skew :math:`k` (0: none; positive: to the right) and the tails :math:`t > 0` (1: normal; larger: heavier).
-    At `y = 0` value and slope are those of :math:`c + y`, so that median and spread do not move with the shape.
+    At `x = 0` value and slope are those of :math:`c + x`, so that median and spread do not move with the shape.
 
     Parameters
     ----------
@@ -31,17 +32,17 @@ class SinhArcsinh(Transform):
         super().__init__()
         self.centre, self.scale, self.skew, self.tail = centre, scale, skew, tail
 
-    def _call(self, y: Tensor) -> Tensor:
-        shift, bent = self.tail * self.skew, self.tail * ((y / self.scale).asinh() + self.skew)
+    def _call(self, x: Tensor) -> Tensor:
+        shift, bent = self.tail * self.skew, self.tail * ((x / self.scale).asinh() + self.skew)
         return self.centre + self.scale * (bent.sinh() - shift.sinh()) / (self.tail * shift.cosh())
 
-    def _inverse(self, z: Tensor) -> Tensor:
+    def _inverse(self, y: Tensor) -> Tensor:
         shift = self.tail * self.skew
-        bent = ((z - self.centre) / self.scale * self.tail * shift.cosh() + shift.sinh()).asinh()
+        bent = ((y - self.centre) / self.scale * self.tail * shift.cosh() + shift.sinh()).asinh()
         return self.scale * (bent / self.tail - self.skew).sinh()
 
-    def log_abs_det_jacobian(self, y: Tensor, z: Tensor) -> Tensor:
-        shift, u = self.tail * self.skew, y / self.scale
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        shift, u = self.tail * self.skew, x / self.scale
         return (self.tail * (u.asinh() + self.skew)).cosh().log() - shift.cosh().log() - 0.5 * u.square().log1p()
 
 
@@ -53,7 +54,10 @@ class _Landing(TransformedDistribution):
 
     def __init__(self, moving: TransformedDistribution, fixed: TransformedDistribution) -> None:
         super().__init__(moving.base_dist, moving.transforms)
-        self.fixed = fixed
+        self.moving, self.fixed = moving, fixed
+
+    def expand(self, batch_shape: torch.Size, _instance: object = None) -> "_Landing":
+        return _Landing(self.moving.expand(batch_shape), self.fixed.expand(batch_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
         return self.fixed.log_prob(value)
@@ -62,7 +66,7 @@ class _Landing(TransformedDistribution):
 class SkewNormal(AutoContinuous):
     r"""A normal guide in the coordinates of a Laplace approximation, each margin with a skew and tails of its own.
 
-    .. math:: z = \mathrm{SinhArcsinh}(y),\quad y \sim N(0,\ (L S)(L S)^T)
+    .. math:: z = \mathrm{SinhArcsinh}(x),\quad x \sim N(0,\ (L S)(L S)^T)
 
     with the centre :math:`\hat z + L m`; the mode :math:`\hat z` and :math:`L L^T`, the inverse of the negative Hessian
     there, are fixed, in Pyro's unconstrained space; :math:`m` (starts at 0), the lower triangular :math:`S` (starts at
@@ -95,7 +99,7 @@ class SkewNormal(AutoContinuous):
 
     def get_posterior(self, *args: object, **kwargs: object) -> TransformedDistribution:
         """Return the distribution over the unconstrained latent vector."""
-        parameters = (self.loc, self.scale_tril, self.skew, self.tail)
+        parameters: Any = (self.loc, self.scale_tril, self.skew, self.tail)
         return _Landing(self._at(*parameters), self._at(*(p.detach().clone() for p in parameters)))
 
     def _at(self, loc: Tensor, scale_tril: Tensor, skew: Tensor, tail: Tensor) -> TransformedDistribution:

@@ -319,9 +319,9 @@ def test_guide_starts_at_the_laplace_approximation():
     mean, covariance = problem.posterior
     guide = SkewNormal(problem.model, mean, torch.linalg.cholesky(covariance))
     guide()
-    posterior = guide.get_posterior()
-    torch.testing.assert_close(posterior.mean, mean)
-    torch.testing.assert_close(posterior.covariance_matrix, covariance)
+    z = torch.randn(5, 3)
+    density = MultivariateNormal(mean, covariance).log_prob(z)
+    torch.testing.assert_close(guide.get_posterior().log_prob(z), density)
 
 
 def test_elbo_with_the_exact_posterior_is_the_evidence():

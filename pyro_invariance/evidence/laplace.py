@@ -151,9 +151,10 @@ def _along(log_joint: LogJoint, mode: Tensor, ridge: Tensor) -> Callable[[np.nda
             found = knot(t)
             knots.append(found)
             down = max(top[1] - found[1], 0.1)
-            t *= math.sqrt(1.0 / down) if down > 8.0 else min(3.0, max(1.4, math.sqrt(5.0 / down)))
+            t *= math.sqrt(1.0 / down) if down > 8.0 else min(6.0, max(1.4, math.sqrt(5.0 / down)))
     t, value, slope = np.array(sorted(knots)).T
-    spline, ends = CubicHermiteSpline(t, value, slope), (max(slope[0], 0.5), min(slope[-1], -0.5))
+    spline, (left, right) = CubicHermiteSpline(t, value, slope), (top[1] - value[[0, -1]]) / np.abs(t[[0, -1]])
+    ends = max(slope[0], left, 1e-3), min(slope[-1], -right, -1e-3)  # no less steep than from the mode: it falls
 
     def density(at: np.ndarray) -> np.ndarray:
         below, above = np.minimum(at - t[0], 0.0), np.maximum(at - t[-1], 0.0)
