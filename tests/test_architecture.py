@@ -27,6 +27,7 @@ LAYERS = (
     ("evidence.base",),
     ("evidence.*",),
     ("evidence",),  # its __init__, which only re-exports
+    ("reference",),
     ("inference_data",),
     ("downloads",),
     ("datasets",),
