@@ -93,7 +93,7 @@ def test_own_models_are_ranked_by_their_evidence(lines, line):
     for f in result.fits:
         covariance = covariances[f.label] + NOISE**2 * torch.eye(30)
         exact = float(MultivariateNormal(torch.zeros(30), covariance).log_prob(y))
-        assert f.evidence.value <= exact + stats.norm.ppf(0.999) * f.evidence.std_error
+        assert f.evidence.value <= exact + stats.norm.ppf(0.999) * f.evidence.std_error + 1e-9
         assert f.evidence.value >= exact - 0.15 - 3 * f.evidence.std_error  # a few steps of SVI cost this much
         assert f.upper > exact
     posterior = torch.linalg.inv(x.T @ x / NOISE**2 + torch.eye(3))
