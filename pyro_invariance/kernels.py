@@ -13,7 +13,9 @@ import torch
 from pyro.contrib.gp.kernels import Kernel
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
+from torch.func import vjp
 
+from pyro_invariance.numerics import one_by_one
 from pyro_invariance.orbits import Orbit, Patches, SpectralOrbit
 from pyro_invariance.representations import Pixels
 from pyro_invariance.typing import BadInput, Images
@@ -34,25 +36,22 @@ def _tangents(function: Callable[..., Tensor], arguments: tuple[Tensor, ...]) ->
 
     By differentiating `J^T u` in `u`: torch's dual numbers take ten times as long for small tensors.
     """
-    with torch.enable_grad():
-        leaves = [a.detach().requires_grad_() for a in arguments]
-        value = function(*leaves)
-        if not leaves:
-            return value, []
-        u = torch.zeros_like(value, requires_grad=True)
-        products = torch.autograd.grad(value, leaves, u, create_graph=True)
-        tangents = [torch.autograd.grad(product, u, retain_graph=True)[0] for product in products]
-    return value.detach(), tangents
+    if not arguments:
+        return function(), []
+    value, pull = vjp(function, *arguments)  # type: ignore[misc]
+    _, back = vjp(lambda u: torch.stack(pull(u)), torch.zeros_like(value))  # type: ignore[misc]
+    return value, [back(row)[0] for row in torch.eye(len(arguments), dtype=value.dtype, device=value.device)]
 
 
 class _WeightedExp(torch.autograd.Function):
     r""":math:`\sum_s w_s(e)\, \exp(-d_s / 2 l^2)`, `[P]`, from one pass over the distances `[S, P]`.
 
-    `rows` holds the weights and, where a gradient is wanted, their derivative in each extent: `[1 + E, S]`.
+    `rows` holds the weights and, where a gradient is wanted, their derivative in each extent: `[1 + E, S]`.  The second
+    output is the derivatives of the first.
     """
 
     @staticmethod
-    def forward(ctx, differentiate, distances, rows, lengthscale, *extents):  # type: ignore[no-untyped-def]
+    def forward(differentiate, distances, rows, lengthscale, *extents):  # type: ignore[no-untyped-def]
         count = distances.shape[1]
         sums = distances.new_empty(len(rows) + differentiate, count)
         chunk = max(1, CHUNK // len(distances))
@@ -66,14 +65,22 @@ class _WeightedExp(torch.autograd.Function):
                 sums[-1, i : i + chunk] = rows[0] @ e.mul_(d)
         if differentiate:
             sums[-1] /= lengthscale**3
-            ctx.save_for_backward(sums[1:])
-        return sums[0]
+        return sums[0], sums[1:]
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    def backward(ctx, grad, _):  # type: ignore[no-untyped-def]
         (tangents,) = ctx.saved_tensors
         *by_extent, by_lengthscale = (tangents @ grad).unbind()
         return None, None, None, by_lengthscale, *by_extent
+
+    @staticmethod
+    def vmap(info, in_dims, *inputs):  # type: ignore[no-untyped-def]
+        return one_by_one(_WeightedExp, info, in_dims, inputs), (0, 0)
 
 
 def _mean_distance(pairs: Tensor, norms: Tensor) -> float:
@@ -85,9 +92,9 @@ def _mean_distance(pairs: Tensor, norms: Tensor) -> float:
     return mean
 
 
-def _symmetric(pairs: Tensor, lower: Tensor) -> Tensor:
-    """Matrix `[N, N]` of the values `[P]` of its lower triangle, row by row."""
-    matrix = torch.zeros(lower.shape, dtype=pairs.dtype, device=pairs.device).masked_scatter(lower, pairs)
+def _symmetric(pairs: Tensor, places: Tensor, n: int) -> Tensor:
+    """Matrix `[N, N]` of the values `[P]` of its lower triangle, row by row, and their places in the matrix `[P]`."""
+    matrix = pairs.new_zeros(n * n).scatter(0, places, pairs).view(n, n)
     return matrix + matrix.tril(-1).T
 
 
@@ -121,6 +128,7 @@ class OrbitKernel:
         self.orbit = orbit
         self.x = orbit.representation(images)
         self.lower = torch.ones(len(images), len(images), dtype=torch.bool, device=images.device).tril_()
+        self.places = self.lower.flatten().nonzero()[:, 0]
         self.distances = self._pairs()
         self.scale = _mean_distance(self.distances[orbit.identity], self.x.flatten(1).square().sum(1))
         self.distances /= self.scale
@@ -144,14 +152,14 @@ class OrbitKernel:
 
     def gram(self, lengthscale: Tensor, *extents: Tensor) -> Tensor:
         """Gram matrix `[N, N]` of the images, differentiable in all arguments (scalars)."""
-        differentiate = torch.is_grad_enabled() and any(t.requires_grad for t in (lengthscale, *extents))
+        differentiate = torch.is_grad_enabled()
         if differentiate:
             weights, tangents = _tangents(self.orbit.lag_weights, tuple(e.detach() for e in extents))
             rows = torch.stack([weights, *tangents])
         else:
             rows = self.orbit.lag_weights(*extents)[None]
-        pairs = _WeightedExp.apply(differentiate, self.distances, rows, lengthscale, *extents)
-        return _symmetric(pairs / self._mean_variance(lengthscale, *extents), self.lower)
+        pairs, _ = _WeightedExp.apply(differentiate, self.distances, rows, lengthscale, *extents)
+        return _symmetric(pairs / self._mean_variance(lengthscale, *extents), self.places, len(self.lower))
 
     def _mean_variance(self, lengthscale: Tensor, *extents: Tensor) -> Tensor:
         views = torch.exp(-0.5 * self.to_self / lengthscale.square()).mean(1)
@@ -180,7 +188,7 @@ class OrbitKernel:
         return covariance, variance
 
     def _weighted(self, distances: Tensor, draw: tuple[Tensor, ...]) -> Tensor:
-        return _WeightedExp.apply(False, distances, self.orbit.lag_weights(*draw[1:])[None], draw[0])
+        return _WeightedExp.apply(False, distances, self.orbit.lag_weights(*draw[1:])[None], draw[0])[0]
 
 
 class PatchKernel:
@@ -228,6 +236,7 @@ class PatchKernel:
         self.x = self._features(images)
         self.norms = self._group(self.x.square().sum(-1))  # [G, N]
         self.lower = torch.ones(len(images), len(images), dtype=torch.bool, device=images.device).tril_()
+        self.places = self.lower.flatten().nonzero()[:, 0]
         self.distances = self._squared_distances(self.x, self.norms)[:, self.lower]
         self.scale = _mean_distance(self.distances.sum(0), self.norms.sum(0))
         self.distances /= self.scale
@@ -294,7 +303,7 @@ class PatchKernel:
     def gram(self, lengthscale: Tensor, location_length: Tensor | float = 0.0) -> Tensor:
         """Gram matrix `[N, N]`, differentiable in both arguments (scalars)."""
         distance = self.mode_weights(location_length) @ self.distances
-        return _symmetric(torch.exp(-0.5 * distance / lengthscale.square()), self.lower)
+        return _symmetric(torch.exp(-0.5 * distance / lengthscale.square()), self.places, len(self.lower))
 
     def cross(self, images: Images, draws: list[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
         """Kernel between new images and the conditioned ones; see `OrbitKernel.cross`."""

@@ -12,6 +12,8 @@ import torch
 from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 
+from pyro_invariance.numerics import one_by_one
+
 
 def class_codes(frequencies: Tensor) -> Tensor:
     r"""Target vectors `[C, C - 1]` of classes of given frequencies `[C]`.
@@ -54,7 +56,7 @@ class _LogEvidence(torch.autograd.Function):
     r""":math:`\log N(Y; 0, \Sigma = vK + \sigma^2 I)`, and its gradient in closed form."""
 
     @staticmethod
-    def forward(ctx, gram, variance, noise, targets):  # type: ignore[no-untyped-def]
+    def forward(gram, variance, noise, targets):  # type: ignore[no-untyped-def]
         n, outputs = targets.shape
         covariance = gram * variance
         covariance.diagonal().add_(noise)
@@ -65,12 +67,22 @@ class _LogEvidence(torch.autograd.Function):
                 f"{float(noise):.3g}, {gram.dtype}"
             )
         solved = torch.cholesky_solve(targets, cholesky)
-        ctx.save_for_backward(gram, variance, cholesky, solved)
         quadratic = (solved * targets).sum()
-        return -0.5 * (quadratic + n * outputs * math.log(2 * math.pi)) - outputs * cholesky.diagonal().log().sum()
+        value = -0.5 * (quadratic + n * outputs * math.log(2 * math.pi)) - outputs * cholesky.diagonal().log().sum()
+        return value, cholesky, solved
 
     @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+    def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+        _, cholesky, solved = output
+        ctx.mark_non_differentiable(cholesky, solved)
+        ctx.save_for_backward(*inputs[:2], cholesky, solved)
+
+    @staticmethod
+    def vmap(info, in_dims, *inputs):  # type: ignore[no-untyped-def]
+        return one_by_one(_LogEvidence, info, in_dims, inputs), (0, 0, 0)
+
+    @staticmethod
+    def backward(ctx, grad, *_):  # type: ignore[no-untyped-def]
         gram, variance, cholesky, solved = ctx.saved_tensors
         by_covariance = torch.addmm(
             torch.cholesky_inverse(cholesky),
@@ -108,7 +120,7 @@ class GaussianProcess(TorchDistribution):
         """Exact log evidence of targets `[N, outputs]`, nats, summed over all of them."""
         if self.gram is None:
             return torch.distributions.Normal(0.0, self.noise.sqrt()).log_prob(value).sum()
-        return _LogEvidence.apply(self.gram, self.signal, self.noise, value)
+        return _LogEvidence.apply(self.gram, self.signal, self.noise, value)[0]
 
     @cached_property
     def _cholesky(self) -> Tensor:

@@ -163,8 +163,9 @@ class _LogSum(LogRing):
             total = _total([term for term in left if dim in term._pyro_dims])  # type: ignore[attr-defined]
             names = total._pyro_dims  # type: ignore[attr-defined]
             summed = total.logsumexp(names.index(dim))
-            summed._pyro_dims = names.replace(dim, "")
-            left = [term for term in left if dim not in term._pyro_dims] + [summed]  # type: ignore[attr-defined]
+            summed._pyro_dims = names.replace(dim, "")  # type: ignore[attr-defined]
+            rest = [term for term in left if dim not in term._pyro_dims]  # type: ignore[attr-defined]
+            left = [*rest, summed]
         return _total(left)
 
 

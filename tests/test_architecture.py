@@ -25,6 +25,11 @@ LAYERS = (
     ("guides",),
     ("traces",),
     ("evidence.base",),
+    ("evidence.checks", "evidence.mapped"),
+    ("evidence.problem",),
+    ("evidence.laplace", "evidence.variational"),
+    ("evidence.fitted",),
+    ("evidence.weights",),
     ("evidence.*",),
     ("evidence",),  # its __init__, which only re-exports
     ("reference",),

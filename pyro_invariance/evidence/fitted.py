@@ -1,5 +1,7 @@
-"""A guide for a model that has none: a full-covariance normal at the best mode, trained by SVI while that helps."""
+"""What is fitted to a model: its modes, the Laplace approximation, and a guide where the model comes without."""
 
+import math
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -8,8 +10,9 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_invariance.evidence.base import LogJoint
-from pyro_invariance.evidence.laplace import Mode, laplace, maximise
+from pyro_invariance.evidence.base import Evidence, LogJoint, require_finite
+from pyro_invariance.evidence.laplace import Mode, maximise
+from pyro_invariance.evidence.laplace import laplace as normal_at
 from pyro_invariance.evidence.problem import Problem
 from pyro_invariance.evidence.variational import draw, elbo, train
 from pyro_invariance.guides import SkewNormal
@@ -36,7 +39,7 @@ def guided(problem: Problem, seed: int) -> tuple[Problem, dict[str, Any]]:
     with poutine.seed(rng_seed=checked_seed(seed)):
         found = modes(problem, seed, STARTS)
         best = found[0]
-        guide = SkewNormal(poutine.block(log_joint.model, hide=sorted(log_joint.summed)), *laplace(log_joint, best.z))
+        guide = SkewNormal(poutine.block(log_joint.model, hide=sorted(log_joint.summed)), *normal_at(log_joint, best.z))
         guide(*log_joint.args)
         before = draw(guide, log_joint, count=DRAWS, seed=seed)
         drift = None
@@ -48,13 +51,62 @@ def guided(problem: Problem, seed: int) -> tuple[Problem, dict[str, Any]]:
             if after.log_weights.mean() < before.log_weights.mean():
                 guide.load_state_dict(state)
                 drift = 0.0
-    spread = [best.value - mode.value for mode in found if best.value - mode.value < MET]
-    return replace(problem, guide=guide), {"drift": drift, "restart_spread": max(spread)}
+    return replace(problem, guide=guide), {"drift": drift, "restart_spread": _spread(found)}
+
+
+@float64()
+def laplace(problem: Problem, *, seed: int, starts: int = STARTS) -> Evidence:
+    r"""Laplace's estimate, :math:`\log p(D, \hat z) + \frac D2 \log 2\pi - \frac12 \log\det H` [mackay1992bayesian].
+
+    At the best mode of the log joint density in unconstrained space that climbs from `starts` draws of the prior reach;
+    `H` is the negative Hessian there, by central differences of the gradient.  On neither side, and blind to all but
+    that mode; exact where the posterior is normal.
+
+    Raises
+    ------
+    FloatingPointError
+        If `H` is not positive definite: the climb ended on a ridge.
+    """
+    begin, log_joint = time.perf_counter(), problem.log_joint
+    if log_joint.size == 0:
+        raise BadInput("model: it has no continuous latent site, so that its evidence is exact: use exact")
+    found = modes(problem, seed, starts)
+    curvature = torch.linalg.eigvalsh(negative_hessian(log_joint, found[0].z))
+    if not float(curvature[0]) > 0:
+        raise FloatingPointError(f"laplace: the curvature at the mode is {float(curvature[0]):.3g} along one direction")
+    value = sum(log_joint.terms(found[0].z)) + 0.5 * (math.log(2 * math.pi) - curvature.log()).sum()
+    return Evidence(
+        require_finite(float(value), "the Laplace estimate"),
+        0.0,
+        "estimate",
+        restart_spread=_spread(found),
+        method="laplace",
+        data=problem.digest,
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def negative_hessian(log_joint: LogJoint, z: Tensor, step: float = 1e-4) -> Tensor:
+    """Negative second derivatives `[D, D]` of the log joint density, by central differences of its gradient."""
+
+    def gradient(at: Tensor) -> Tensor:
+        point = at.requires_grad_()
+        return torch.autograd.grad(sum(log_joint.terms(point)), point)[0]  # type: ignore[arg-type]
+
+    rows = [(gradient(z - offset) - gradient(z + offset)) / (2 * step) for offset in step * torch.eye(len(z))]
+    hessian = torch.stack(rows)
+    return (hessian + hessian.T) / 2
+
+
+def _spread(found: list[Mode]) -> float:
+    """How far apart the starts ended that reached the best mode, nats."""
+    return max(found[0].value - mode.value for mode in found if found[0].value - mode.value < MET)
 
 
 def modes(problem: Problem, seed: int, starts: int) -> list[Mode]:
     """Local maxima of the log joint density reached from draws of the prior, best first."""
-    climbed = [maximise(problem.log_joint, z, gtol=1e-3, max_iter=200) for z in prior_draws(problem.log_joint, starts, seed)]
+    begins = prior_draws(problem.log_joint, starts, seed)
+    climbed = [maximise(problem.log_joint, z, gtol=1e-3, max_iter=200) for z in begins]
     return sorted(climbed, key=lambda mode: -mode.value)
 
 
@@ -62,5 +114,5 @@ def modes(problem: Problem, seed: int, starts: int) -> list[Mode]:
 def prior_draws(log_joint: LogJoint, count: int, seed: int) -> Tensor:
     """Independent draws `[count, D]` from the prior, unconstrained."""
     with poutine.seed(rng_seed=checked_seed(seed)):
-        traces = [poutine.trace(log_joint.model).get_trace(*log_joint.args).nodes for _ in range(count)]
+        traces: list[Any] = [poutine.trace(log_joint.model).get_trace(*log_joint.args).nodes for _ in range(count)]
     return torch.stack([log_joint.pack({n: t[n]["value"] for n in log_joint.transforms}) for t in traces])

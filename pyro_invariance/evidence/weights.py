@@ -11,7 +11,6 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
-from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_invariance.evidence.base import Evidence, require_finite
@@ -49,7 +48,7 @@ class Weights:
 
 
 @float64()
-def elbo(problem: Problem, *, seed: int, draws: int = DRAWS, loss: Callable[[], ELBO] | None = None) -> Evidence:
+def elbo(problem: Problem, *, seed: int, draws: int = DRAWS, loss: Callable[[], Any] | None = None) -> Evidence:
     r"""Lower bound on the log evidence, :math:`E_q[\log p(D, z) - \log q(z)]`, from fresh draws of the guide.
 
     With k-hat, and the looseness: the Pareto-smoothed importance-sampled evidence minus the bound, itself too small
@@ -100,8 +99,8 @@ def elbo(problem: Problem, *, seed: int, draws: int = DRAWS, loss: Callable[[], 
 def iwae(problem: Problem, *, seed: int, particles: int = 64, draws: int = DRAWS) -> Evidence:
     r"""Importance-weighted lower bound, :math:`E[\log \frac1K \sum_k w_k]` [burda2016importance].
 
-    What Pyro's `RenyiELBO(alpha=0, num_particles=K)` estimates, averaged over `draws / K` independent groups, from which
-    the standard error comes.
+    What Pyro's `RenyiELBO(alpha=0, num_particles=K)` estimates, averaged over `draws / K` independent groups; the
+    standard error is theirs.
     """
     start = time.perf_counter()
     groups = draws // particles
@@ -175,7 +174,7 @@ def jackknife(logs: Tensor) -> float:
     return float(without.std(correction=0)) * math.sqrt(len(logs) - 1)
 
 
-def _losses(problem: Problem, seed: int, draws: int, loss: Callable[[], ELBO]) -> Tensor:
+def _losses(problem: Problem, seed: int, draws: int, loss: Callable[[], Any]) -> Tensor:
     """Independent values `[draws]` of one of Pyro's bounds."""
     guide, finite = problem.guide, {name for name, site in latent(problem.trace).items() if is_finite(site)}
     _ = problem.guide_trace
@@ -249,9 +248,10 @@ def _scored(fn: Callable, args: tuple) -> Trace:
     return trace
 
 
-def _again(problem: Problem, values: Draws) -> Tensor:
+def _again(problem: Problem, values: Draws) -> Any:
     """Log density of one draw by the guide alone; NaN where it computes other values from it."""
     drawn = {n: v for n, v in values.items() if not isinstance(problem.guide_trace.nodes[n]["fn"], Delta)}
-    nodes = samples(_scored(poutine.condition(problem.guide, data=drawn), problem.args))
+    guide: Any = problem.guide
+    nodes = samples(_scored(poutine.condition(guide, data=drawn), problem.args))
     same = all(torch.allclose(nodes[name]["value"], value) for name, value in values.items())
-    return sum(nodes[name]["log_prob_sum"] for name in values) if same else torch.tensor(math.nan)  # type: ignore
+    return sum(nodes[name]["log_prob_sum"] for name in values) if same else torch.tensor(math.nan)
