@@ -118,7 +118,7 @@ def describe(result: results.Selection) -> str:
     )
     lines = [f"{data.name}: evidence on {len(data.y)} images{drawn}; {data.coding}", ""]
     table = result.table.round(3).drop(columns=["cpu_seconds"])
-    lines += [table.to_string(float_format=lambda v: f"{v:.3f}" if abs(v) < 10 else f"{v:.1f}"), ""]
+    lines += [table.to_string(float_format=lambda v: f"{v:.3f}" if abs(v) < 10 else f"{v:.1f}"), result.ranking, ""]
     lines += [f"{label:16} {reason}" for label, reason in result.failed.items()]
     for name, v in result.verdicts.items():
         certain = ", certified" if v.certified else ""

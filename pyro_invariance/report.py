@@ -96,7 +96,7 @@ def _reach(selection: Selection, symmetry: str) -> str:
 
 def cautions(selection: Selection) -> list[str]:
     """Everything that makes the numbers less sure than they look."""
-    data, found = selection.data, []
+    data, found = selection.data, [f"The table is {selection.ranking}."]
     if data.total > len(data.y):
         found.append(f"The evidence is of {len(data.y)} items, drawn from {data.total} with seed {selection.seed}.")
     if selection.omitted:

@@ -15,6 +15,7 @@ from torch import Tensor
 from pyro_invariance import zoo
 from pyro_invariance.datasets import Dataset, nearest
 from pyro_invariance.diagnostics import expected_calibration_error, inference_data
+from pyro_invariance.evidence.comparison import probabilities
 from pyro_invariance.fitting import PREDICTIVE, Fit
 from pyro_invariance.numerics import float64
 from pyro_invariance.processes import code_log_density
@@ -62,6 +63,24 @@ class Selection:
         """What the data say about each symmetry."""
         return self.judge(list(self.fits))
 
+    @cached_property
+    def probabilities(self) -> dict[str, float] | None:
+        """Posterior probability of each hypothesis, all equally probable before; None where bounds leave it open.
+
+        That is, unless every evidence is exact or sandwiched to within 1 nat.
+        """
+        return None if self.failed or self.omitted else probabilities({f.label: f.evidence for f in self.fits})
+
+    @property
+    def ranking(self) -> str:
+        """What the order of the hypotheses is by, in words."""
+        if self.probabilities is not None:
+            return "posterior probabilities of the hypotheses"
+        sides = sorted({f.evidence.bound for f in self.fits})
+        if sides == ["exact"]:
+            return "a ranking by exact evidence of the hypotheses that were fitted"
+        return f"a ranking by {' and '.join(sides)} bounds, which may be loose: no posterior probabilities"
+
     def judge(self, fits: list[Fit]) -> dict[str, Verdict]:
         """Verdicts from these fits of the run's hypotheses, mindful of those that were not fitted."""
         return verdicts(fits, self.omitted, [h for h in self.hypotheses if h.label in self.failed])
@@ -86,6 +105,7 @@ class Selection:
         for f in self.fits:
             row = {"hypothesis": f.label, "base": f.base, "log_evidence": f.evidence.value, "upper": f.upper}
             row |= {"std_error": f.evidence.std_error, "looseness": f.evidence.looseness, "extent": describe_extents(f)}
+            row |= {} if self.probabilities is None else {"probability": self.probabilities[f.label]}
             rows.append(row | self.test_scores(f) | {"cpu_seconds": f.cpu_seconds})
         return pd.DataFrame(rows).set_index("hypothesis")
 
@@ -197,7 +217,7 @@ class Selection:
                     "own_trivial_lift": None if trivial is None else e.value - trivial.evidence.value,
                     "extent": {h.extents[k].generator: _plain_range(r) for k, r in f.extents.items()},
                     "other_optima": f.other_optima,
-                    "probability": None,
+                    "probability": None if self.probabilities is None else self.probabilities[h.label],
                     "test": self.test_scores(f),
                     "paired_vs_best": paired and dict(zip(("mean", "se"), paired, strict=True)),
                     "cpu_seconds": f.cpu_seconds,

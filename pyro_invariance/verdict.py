@@ -4,15 +4,14 @@ Symmetries are contrasts **within one base**, because representation and base ke
 symmetry.  A range that went to zero is its `trivial`; one that went to the whole group is the group.
 """
 
-import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from pyro_invariance.evidence.base import Evidence
+from pyro_invariance.evidence.comparison import FLOOR, clears, compare, margin_of
 from pyro_invariance.fitting import Fit
 from pyro_invariance.zoo import Hypothesis
-
-FLOOR = 10.0  # nats; shuffled labels alone give gaps up to 6
 
 
 @dataclass(frozen=True)
@@ -83,12 +82,9 @@ def _lacks(f: Fit, symmetry: str) -> bool:
     return symmetry not in f.contains and not may_have
 
 
-def _margin(*fits: Fit) -> float:
-    """What a gap between these must exceed: the floor and every error that was measured."""
-    errors = [FLOOR, 2 * math.hypot(*(f.evidence.std_error for f in fits))]
-    for f in fits:
-        errors += [f.seed_spread or 0.0, f.evidence.drift or 0.0, f.evidence.looseness or 0.0]
-    return max(errors)
+def _of(f: Fit) -> Evidence:
+    """Evidence of a fit, as it is compared: the spread of its starts is one of its errors."""
+    return replace(f.evidence, restart_spread=f.seed_spread)
 
 
 def _contrast(symmetry: str, fits: list[Fit], null: Fit | None) -> Verdict:
@@ -113,23 +109,20 @@ def _contrast(symmetry: str, fits: list[Fit], null: Fit | None) -> Verdict:
             )
             return say("undecided", reason)
         with_it = max(having, key=lambda f: f.evidence.value)
-        gap = with_it.evidence.value - without.evidence.value
-        margin = _margin(with_it, without)
+        outcome = compare(_of(with_it), _of(without), FLOOR)
+        gap, margin = outcome.gap, outcome.margin
         versus = f"{with_it.label} against {without.label}: {gap:+.1f} nats, {margin:.1f} needed"
-        if abs(gap) <= margin:
-            return say("undecided", versus, gap, margin)
+        if outcome.better == "undecided":
+            return say("undecided", versus if abs(gap) <= margin else f"{versus}; but {outcome.reason}", gap, margin)
         if null is None:
             return say("undecided", f"{versus}; the noise-only null was not fitted", gap, margin)
         winner = with_it if gap > 0 else without
         lift = winner.evidence.value - null.evidence.value
-        if lift <= _margin(winner, null):
+        if lift <= margin_of(_of(winner), _of(null), floor=FLOOR):
             return say(
                 "undecided", f"{versus}; but {winner.label} beats noise alone by {lift:+.1f} nats only", gap, margin
             )
-        low, high = (with_it, lacking) if gap > 0 else (without, having)
-        certified = all(
-            low.evidence.value - f.upper > 3 * math.hypot(low.evidence.std_error, f.evidence.std_error) for f in high
-        )
+        certified = all(clears(winner.evidence, f.evidence) for f in (lacking if gap > 0 else having))
         return say("supported" if gap > 0 else "refused", versus, gap, margin, certified)
     raise AssertionError("a symmetry without a base")
 

@@ -43,6 +43,9 @@ def made(
     contains: set[str] | None = None,
     std_error: float = 0.1,
     upper: float | None = None,
+    dense: bool = True,
+    khat: float | None = None,
+    draws: int = 0,
     spread: float = 0.0,
     drift: float | None = 0.0,
     looseness: float | None = 0.0,
@@ -51,7 +54,8 @@ def made(
     held = CLAIMS[name] if contains is None else contains
     if name == "rotation" and contains is None:
         held = {"rotation"}
-    nothing = torch.zeros(0)
+    nothing, top = torch.zeros(0), value + 1.0 if upper is None else upper
+    sides = {"upper": top, "upper_error": std_error} if dense else {}
     return Fit(
         label=f"{name}-{base}" if name == "trivial" else name,
         name=name,
@@ -59,8 +63,8 @@ def made(
         base="none" if name == "null" else base,
         contains=frozenset(held),
         claims=frozenset(CLAIMS[name]),
-        evidence=Evidence(value, std_error, "lower", None, looseness, drift),
-        upper=value + 1.0 if upper is None else upper,
+        evidence=Evidence(value, std_error, "lower", khat, looseness, drift, draws=draws, **sides),
+        upper=top,
         seed_spread=spread,
         other_optima=[],
         extents={},
@@ -365,6 +369,30 @@ def test_certified_refusal_is_the_other_way_round():
 def test_undecided_is_never_certified():
     found = judge("C4", NULL, made("trivial", 0.0, upper=0.0, std_error=0.0), made("C4", 9.0, std_error=0.0))
     assert (found.verdict, found.certified) == ("undecided", False)
+
+
+def test_certified_needs_an_upper_side_that_was_searched_densely():
+    found = judge("C4", NULL, made("trivial", 0.0, dense=False), made("C4", 50.0))
+    assert (found.verdict, found.certified) == ("supported", False)
+
+
+@pytest.mark.parametrize("liar", ["C4", "trivial"])
+@pytest.mark.parametrize(("khat", "draws", "word"), [(0.8, 10_000, "undecided"), (0.8, 32, "supported")])
+def test_a_guide_that_misses_a_tail_decides_nothing(liar, khat, draws, word):
+    said = {"khat": khat, "draws": draws, "dense": False}
+    fits = [made(name, value, **(said if name == liar else {"dense": False})) for name, value in GAP.items()]
+    found = judge("C4", NULL, *fits)
+    assert found.verdict == word
+    assert ("k-hat 0.80" in found.reason) == (word == "undecided")
+
+
+def test_a_certified_gap_needs_no_khat():
+    bad = {"khat": 0.9, "draws": 10_000}
+    found = judge("C4", NULL, made("trivial", 0.0, upper=2.0, **bad), made("C4", 50.0, **bad))
+    assert (found.verdict, found.certified) == ("supported", True)
+
+
+GAP = {"trivial": 0.0, "C4": 50.0}
 
 
 def elsewhere(shift: float) -> list[Fit]:
