@@ -1,4 +1,4 @@
-"""Command line: `select`, `predict`, `profile`, `list`, `card`, `data`."""
+"""Command line: `select`, `predict`, `profile`, `check`, `list`, `card`, `data`."""
 
 import argparse
 import os
@@ -15,6 +15,8 @@ import numpy as np
 import torch
 
 from pyro_invariance import datasets, downloads, plotting, results, zoo
+from pyro_invariance.calibration import Calibration
+from pyro_invariance.examination import examine, table
 from pyro_invariance.profiles import profile
 from pyro_invariance.report import report
 from pyro_invariance.runs import read_json
@@ -48,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--out", help="run folder; runs/DATA-... by default")
     run.add_argument("--jobs", type=int, help="hypotheses fitted at the same time")
+    run.add_argument("--check", action="store_true", help="search upper sides densely, hold posteriors against NUTS")
 
     new = command("predict", _predict, "predict new data with the best hypothesis of a saved run")
     new.add_argument("run", help="folder of a finished run")
@@ -65,6 +68,14 @@ def _parser() -> argparse.ArgumentParser:
     walk.add_argument("--seed", type=int, default=0)
     walk.add_argument("--images", type=int, default=500, help="evidence images, a class-balanced subset")
     walk.add_argument("--out", default="profile.png", help="picture to write")
+
+    look = command("check", _check, "is an entry of the zoo right? A table of passes and fails (ten minutes or more)")
+    look.add_argument("entry")
+    look.add_argument("--hypothesis", help="whose posteriors are calibrated; the first with a range by default")
+    look.add_argument("--simulations", type=int, default=200)
+    look.add_argument("--seed", type=int, default=0)
+    look.add_argument("--jobs", type=int, help="simulations fitted at the same time")
+    look.add_argument("--out", default="check.png", help="picture of the calibration to write")
 
     command("list", _list, "the entries of the zoo")
     card = command("card", _card, "what an entry is")
@@ -100,7 +111,7 @@ def _select(chosen: argparse.Namespace) -> int:
     data = zoo.load_data(chosen.data, chosen.seed)
     names = None if chosen.hypotheses is None else [n for n in chosen.hypotheses.split(",") if n]
     out = Path(chosen.out or f"runs/{data.name}-{chosen.model}-seed{chosen.seed}-{data.sha256[:8]}")
-    result = select(data, chosen.model, names, seed=chosen.seed, out=out, jobs=chosen.jobs)
+    result = select(data, chosen.model, names, seed=chosen.seed, out=out, jobs=chosen.jobs, check=chosen.check)
     print(describe(result))
     page = report(result, out, read_json(out / "selection.json")["command"])
     print(
@@ -125,8 +136,21 @@ def describe(result: results.Selection) -> str:
         lines.append(f"{name:12} {v.verdict:10}{certain} ({v.base}: {v.reason})")
     if result.omitted:
         lines += ["", f"not fitted, so the verdicts know nothing of them: {', '.join(h.label for h in result.omitted)}"]
-    lines += ["", f"best model: {best.label}, {best.evidence}"]
+    lines += ["", *agreement(result), f"best model: {best.label}, {best.evidence}"]
     return "\n".join(lines)
+
+
+def agreement(result: results.Selection) -> list[str]:
+    """How far the posteriors are from those of NUTS, a line for each site; nothing if that was not asked for."""
+    if result.scrutiny is None:
+        return []
+    rows = [
+        f"{label:16} {site:12} mean off by {a.difference:+.2f} sd, sd x {a.ratio:.2f} "
+        f"(NUTS: R-hat {a.rhat:.3f}, ESS {a.ess:.0f}){'' if a.agrees else ': DIFFERS'}"
+        for label, sites in result.scrutiny.agreement.items()
+        for site, a in sites.items()
+    ]
+    return [f"posteriors on {result.scrutiny.items} items against NUTS:", *rows, ""]
 
 
 def _writable(path: str | Path, ending: str) -> Path:
@@ -175,6 +199,23 @@ def _profile(chosen: argparse.Namespace) -> int:
     plotting.save(plotting.profile(result), out)
     print(f"picture in {out}")
     return 0
+
+
+def _check(chosen: argparse.Namespace) -> int:
+    checked_seed(chosen.seed)
+    if chosen.simulations < 20:
+        raise BadInput(f"simulations: got {chosen.simulations}; 20 or more tell something")
+    out, checks = _writable(chosen.out, ".png"), []
+    options = {"simulations": chosen.simulations, "seed": chosen.seed, "jobs": chosen.jobs}
+    for found in examine(chosen.entry, chosen.hypothesis, **options):
+        if isinstance(found, Calibration):
+            plotting.save(plotting.ranks(found), out)
+            continue
+        checks.append(found)
+        print(table([found]), flush=True)
+    failed = sum(not c.passed for c in checks)
+    print(f"{len(checks) - failed} of {len(checks)} passed; the calibration is drawn in {out}")
+    return 1 if failed else 0
 
 
 def _list(chosen: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from pyro_invariance import plotting, zoo
 from pyro_invariance.fitting import Fit
 from pyro_invariance.plotting.base import VERDICTS
+from pyro_invariance.reference import Agreement
 from pyro_invariance.results import Selection, describe_extents
 from pyro_invariance.runs import versions
 from pyro_invariance.verdict import Verdict
@@ -47,6 +48,8 @@ def report(selection: Selection, folder: Path, command: str = "") -> Path:
         sentences=sentences(selection),
         cautions=cautions(selection),
         pictures=[_picture(selection, draw, question, folder) for draw, question in plotting.PICTURES.items()],
+        agreement=_agreement(selection),
+        items=selection.scrutiny.items if selection.scrutiny else 0,
         rows=rows,
         columns=dict.fromkeys(name for row in rows for name in row),
         failed=selection.failed,
@@ -105,6 +108,9 @@ def cautions(selection: Selection) -> list[str]:
         )
     for label, reason in selection.failed.items():
         found.append(f"{label} was not fitted: {reason}.")
+    decided = [v for v in selection.verdicts.values() if v.verdict != "undecided"]
+    if decided and not selection.scrutiny:
+        found.append("Upper sides were not searched densely, so that nothing is certified (select ... --check does).")
     for f in selection.fits:
         e = f.evidence
         if e.khat is not None and e.khat > KHAT:
@@ -143,6 +149,12 @@ def _picture(selection: Selection, draw: Callable[[Selection], Axes], question: 
         "words": "; ".join(word for word in said if word.strip()),
         "png": base64.b64encode(file.getvalue()).decode(),
     }
+
+
+def _agreement(selection: Selection) -> list[tuple[str, str, Agreement]]:
+    """How far each posterior is from that of NUTS, if that was asked for."""
+    found = selection.scrutiny.agreement if selection.scrutiny else {}
+    return [(label, site, a) for label, sites in found.items() for site, a in sites.items()]
 
 
 def _row(selection: Selection, f: Fit) -> dict[str, str]:

@@ -20,6 +20,7 @@ from pyro_invariance.fitting import PREDICTIVE, Fit
 from pyro_invariance.numerics import float64
 from pyro_invariance.processes import code_log_density
 from pyro_invariance.runs import RunFolder, identity, read_json, read_tensors, versions
+from pyro_invariance.scrutiny import Scrutiny
 from pyro_invariance.typing import BadInput
 from pyro_invariance.verdict import Verdict, best, verdicts
 from pyro_invariance.zoo import Hypothesis
@@ -49,6 +50,8 @@ class Selection:
         Zoo entry, or `custom`.
     seed : int
         Of the run.
+    scrutiny : Scrutiny, optional
+        What the fits were held against, if that was asked for.
     """
 
     data: Dataset
@@ -57,6 +60,7 @@ class Selection:
     failed: dict[str, str]
     entry: str
     seed: int
+    scrutiny: Scrutiny | None = None
 
     @cached_property
     def verdicts(self) -> dict[str, Verdict]:
@@ -241,6 +245,7 @@ class Selection:
             "seed": self.seed,
             "hypotheses": rows,
             "not_fitted": [h.label for h in self.omitted],
+            "scrutiny": self.scrutiny and self.scrutiny.to_json(),
             "symmetries": {s: vars(v) for s, v in self.verdicts.items()},
             "best": {
                 "name": first.label,
@@ -301,4 +306,4 @@ def _restore(path: Path, content: dict[str, Any]) -> Selection:
     failed = {row["label"]: row["reason"] for row in rows if row["status"] != "done"}
     fits.sort(key=lambda f: -f.evidence.value)
     chosen = tuple(hypotheses[row["label"]] for row in rows)
-    return Selection(data, chosen, tuple(fits), failed, content["entry"], content["seed"])
+    return Selection(data, chosen, tuple(fits), failed, content["entry"], content["seed"], Scrutiny.read(path))

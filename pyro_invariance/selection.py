@@ -11,6 +11,7 @@ from pyro_invariance import datasets, zoo
 from pyro_invariance.datasets import Dataset
 from pyro_invariance.results import Selection
 from pyro_invariance.runs import RunFolder, identity, write_json, write_tensors
+from pyro_invariance.scrutiny import Scrutiny, scrutinise
 from pyro_invariance.sweep import sweep
 from pyro_invariance.typing import BadInput, checked_seed
 from pyro_invariance.zoo import Hypothesis
@@ -28,6 +29,7 @@ def select(
     seed: int = 0,
     out: str | Path | None = None,
     jobs: int | None = None,
+    check: bool = False,
 ) -> Selection:
     """Learn which symmetry labelled data support, how far it reaches and how sure one may be.
 
@@ -46,6 +48,8 @@ def select(
         Run folder; finished hypotheses are stored there and an interrupted run resumes.
     jobs : int, optional
         Hypotheses fitted at the same time, one thread each; as many as cores and memory allow by default.
+    check : bool
+        Search densely for upper sides, without which nothing is certified, and hold posteriors against NUTS.
 
     Returns
     -------
@@ -83,8 +87,13 @@ def select(
     done, failed = sweep(list(chosen), subset, seed, folder, jobs)
     if not done:
         raise NothingFitted("every hypothesis failed: " + "; ".join(f"{k}: {v}" for k, v in failed.items()))
+    checked = None
+    if check:
+        done, checked = scrutinise(list(chosen), done, subset, seed, folder, jobs)
+    elif folder is not None:
+        checked = Scrutiny.read(folder.path)
     fits = tuple(sorted(done, key=lambda f: -f.evidence.value))
-    selection = Selection(subset, tuple(chosen), fits, failed, entry, seed)
+    selection = Selection(subset, tuple(chosen), fits, failed, entry, seed, checked)
     if folder is not None:
         write_json(
             folder.path / "selection.json",

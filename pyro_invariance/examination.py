@@ -1,0 +1,138 @@
+"""Is a zoo entry right? Posteriors and predictions calibrated, functions invariant, its own cases recognised."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_invariance import zoo
+from pyro_invariance.calibration import Calibration, calibrate
+from pyro_invariance.datasets import Dataset, nearest
+from pyro_invariance.evidence.base import ENOUGH, KHAT
+from pyro_invariance.evidence.problem import Problem
+from pyro_invariance.evidence.weights import psis
+from pyro_invariance.fitting import PREDICTIVE, Fit, fit
+from pyro_invariance.numerics import float64
+from pyro_invariance.selection import select
+from pyro_invariance.typing import BadInput
+from pyro_invariance.zoo import Hypothesis
+
+ITEMS, TEST = 60, 200  # simulated, to learn from and to predict
+ALPHA = 0.01  # false alarm rate of each statistical check
+INVARIANT = 0.1  # share of its spread that an invariant function may change by: resampling an image is not exact
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the table: what was measured, what is accepted, whether it passed."""
+
+    name: str
+    measured: str
+    accepted: str
+    passed: bool
+
+
+def examine(
+    entry: str, hypothesis: str | None = None, *, simulations: int = 200, seed: int = 0, jobs: int | None = None
+) -> Iterator[Check | Calibration]:
+    """Check an entry of the zoo on data that it simulates itself; results as they come, the calibration among them.
+
+    Parameters
+    ----------
+    entry : str
+        Of the zoo; its module offers `data(planted, seed, size, test)` and `PLANTED`.
+    hypothesis : str, optional
+        Whose posteriors and predictions are calibrated; the first with a learned range by default.
+    simulations, seed, jobs
+        Of the simulation-based calibration.
+    """
+    module = zoo.load(entry)
+    every = {planted: module.data(planted, seed, size=ITEMS, test=TEST) for planted in module.PLANTED}
+    hypotheses = {h.label: h for h in module.hypotheses(every["none"])}
+    name = hypothesis or next((label for label, h in hypotheses.items() if h.extents), next(iter(hypotheses)))
+    if name not in hypotheses:
+        raise BadInput(f"hypothesis: got {name!r}; {nearest(name, hypotheses)}")
+    chosen, data = hypotheses[name], every.get(name, every["none"])
+    fitted = fit(chosen, data, seed)
+    yield _tails(chosen, data, seed)
+    yield from (check for check in [_coverage(fitted, data)] if check)
+    for label, h in hypotheses.items():
+        if h.kind == "group" and h.moved and h.predict and label in every:
+            yield _invariance(h, every[label], seed)
+    symmetric = name if name in every else next(planted for planted in every if planted != "none")
+    for planted in ("none", symmetric):
+        yield _own_case(module.CARD.name, module, planted, seed, jobs)
+    found = calibrate(chosen, data, simulations=simulations, seed=seed, jobs=jobs)
+    yield found
+    outside = [site for site, out in found.outside.items() if out]
+    yield Check(
+        f"posteriors of {name} (SBC)",
+        f"{', '.join(outside) or 'no site'} outside, {found.simulations} simulations, {len(found.failed)} failed",
+        f"no site outside its {found.confidence:.0%} band",
+        found.passed,
+    )
+
+
+@float64()
+def _tails(hypothesis: Hypothesis, data: Dataset, seed: int) -> Check:
+    evidence = psis(Problem(hypothesis.model, hypothesis.prepare(data)), seed=seed, draws=ENOUGH)
+    khat = math.inf if evidence.khat is None else evidence.khat
+    return Check(f"guide of {hypothesis.label} (k-hat)", f"{khat:.2f} from {ENOUGH} draws", f"<= {KHAT}", khat <= KHAT)
+
+
+def _coverage(fitted: Fit, data: Dataset) -> Check | None:
+    """Expected calibration error of the predictive distribution of values, against that of perfect predictions."""
+    if data.classes is not None or len(fitted.test_mean) == 0:
+        return None
+    truth = data.encode(data.y_test)
+    share = torch.special.ndtr((truth - fitted.test_mean) / fitted.test_variance.sqrt()[:, None]).flatten().numpy()
+    limit = np.quantile([_gap(row) for row in np.random.default_rng(0).uniform(size=(2000, len(share)))], 1 - ALPHA)
+    error = _gap(share)
+    name = f"predictions of {fitted.label} (expected calibration error)"
+    return Check(name, f"{error:.3f} of {len(share)} values", f"<= {limit:.3f}", bool(error <= limit))
+
+
+def _gap(share: np.ndarray) -> float:
+    """Mean gap between how often a value lies below a predicted quantile, and how often it should."""
+    return float(np.abs(np.sort(share) - (np.arange(len(share)) + 0.5) / len(share)).mean())
+
+
+@float64()
+@torch.no_grad()
+def _invariance(hypothesis: Hypothesis, data: Dataset, seed: int) -> Check:
+    """How far f(g.x) is from f(x) for elements of the group, as a share of the spread of f, with its error."""
+    fitted, args = fit(hypothesis, data, seed), hypothesis.prepare(data)
+    assert hypothesis.predict is not None and hypothesis.moved is not None  # noqa: PT018
+    sites = [{k: v[i] for k, v in fitted.draws.items()} for i in range(PREDICTIVE)]
+
+    def f(inputs: Tensor) -> Tensor:
+        return hypothesis.predict(args, sites, inputs)[0].mean(0)  # type: ignore[misc]
+
+    here = f(data.x_test)
+    moved = hypothesis.moved(data.x_test, {k: r.mean for k, r in fitted.extents.items()})
+    squares = torch.stack([(f(x) - here).square().mean(1) for x in moved.values()]).mean(0) / here.var()
+    error, noise = float(squares.mean().sqrt()), float(squares.std()) / math.sqrt(len(squares))
+    noise /= 2 * max(error, 1e-12)  # of the root
+    measured = f"{error:.3f} +- {noise:.3f} of the spread"
+    return Check(f"invariance error of {hypothesis.label}", measured, f"<= {INVARIANT}", error <= INVARIANT)
+
+
+def _own_case(name: str, module: object, planted: str, seed: int, jobs: int | None) -> Check:
+    """Does the entry find the symmetry that was planted, and none where there is none?"""
+    data = module.data(planted, seed)  # type: ignore[attr-defined]
+    result = select(data, name, seed=seed, jobs=jobs)
+    held = sorted(s for s, v in result.verdicts.items() if v.verdict == "supported")
+    said = f"supported: {', '.join(held) or 'none'}"
+    if planted == "none":
+        return Check("no symmetry planted", said, "none", not held)
+    return Check(f"{planted} planted", said, f"{planted} among them", planted in held)
+
+
+def table(checks: list[Check]) -> str:
+    """Pass or fail, a line for each."""
+    width = max(len(c.name) for c in checks)
+    words = {True: "pass", False: "FAIL"}
+    return "\n".join(f"{words[c.passed]}  {c.name:{width}}  {c.measured} (accepted: {c.accepted})" for c in checks)
