@@ -1,5 +1,6 @@
 """Names of the shapes that the library passes around, and the one error a user can mend."""
 
+from numbers import Integral
 from typing import TypeAlias
 
 from torch import Tensor
@@ -15,6 +16,6 @@ class BadInput(ValueError):
 
 def checked_seed(seed: int) -> int:
     """Return a seed that every random number generator takes, and a few after it."""
-    if not 0 <= seed < 2**32 - 100:
-        raise BadInput(f"seed: got {seed}; 0 to {2**32 - 101}")
-    return seed
+    if not isinstance(seed, Integral) or not 0 <= seed < 2**32 - 100:
+        raise BadInput(f"seed: got {seed!r}; a whole number from 0 to {2**32 - 101} is accepted")
+    return int(seed)

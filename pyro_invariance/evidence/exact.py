@@ -1,14 +1,18 @@
 """Evidences without an error: closed forms that a model offers, sums over finite sites."""
 
+import math
 import time
+from collections.abc import Callable
 
 import torch
 
-from pyro_invariance.evidence.base import Evidence, require_finite
-from pyro_invariance.evidence.checks import is_finite, latent
+from pyro_invariance.evidence.base import Evidence
 from pyro_invariance.evidence.problem import Problem
+from pyro_invariance.evidence.sitewise import is_finite, latent
+from pyro_invariance.evidence.watched import named
 from pyro_invariance.numerics import float64
-from pyro_invariance.typing import BadInput
+from pyro_invariance.traces import observed
+from pyro_invariance.typing import BadInput, checked_seed
 
 
 @float64()
@@ -26,24 +30,29 @@ def exact(problem: Problem, *, seed: int = 0) -> Evidence:
     """
     start = time.perf_counter()
     problem.require_all_data()
+    checked_seed(seed)  # as for the other estimators; nothing here is random
     offered = getattr(problem.model, "log_evidence", None)
-    if offered is not None:
+    value = _sum(problem) if offered is None else _closed_form(problem, offered)
+    if not math.isfinite(value):
+        names = ", ".join(observed(problem.trace))
+        raise BadInput(f"model: log evidence of {value} for the data of site {names}; accepted are data that can occur")
+    return Evidence(value, 0.0, "exact", method="exact", data=problem.digest, seconds=time.perf_counter() - start)
+
+
+def _closed_form(problem: Problem, offered: Callable) -> float:
+    with named("log_evidence"):
         value = torch.as_tensor(offered(*problem.args))
-        if value.dtype != torch.float64 or value.numel() != 1:
-            raise BadInput(f"log_evidence: got {value.dtype} of shape {tuple(value.shape)}; one float64 is accepted")
-    else:
-        left = [name for name, site in latent(problem.trace).items() if not is_finite(site)]
-        if left:
+    if value.dtype != torch.float64 or value.numel() != 1:
+        raise BadInput(f"log_evidence: got {value.dtype} of shape {tuple(value.shape)}; one float64 is accepted")
+    return float(value)
+
+
+def _sum(problem: Problem) -> float:
+    for name, site in latent(problem.trace).items():
+        if not is_finite(site):
             raise BadInput(
-                f"exact: site {left[0]!r} is not finite, and the model offers no log_evidence(*args); elbo, iwae, psis, "
+                f"exact: site {name!r} is not finite, and the model offers no log_evidence(*args); elbo, iwae, psis, "
                 "laplace, ais and bdmc can serve"
             )
-        value = torch.as_tensor(problem.log_joint.terms(torch.zeros(0)))[1]
-    return Evidence(
-        require_finite(float(value), "the evidence"),
-        0.0,
-        "exact",
-        method="exact",
-        data=problem.digest,
-        seconds=time.perf_counter() - start,
-    )
+    with named("model"):
+        return float(problem.log_joint.terms(torch.zeros(0))[1])

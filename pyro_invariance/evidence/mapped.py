@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from pyro_invariance.evidence.watched import named
 from pyro_invariance.typing import BadInput
 
 Draws = dict[str, Tensor]  # [S, *shape] by name
@@ -24,7 +25,7 @@ class Mapped:
     Raises
     ------
     BadInput
-        Naming the site whose density differs between the two.
+        Naming the site whose density differs between the two, or at which the function fails.
     """
 
     def __init__(self, function: Callable[[Draws], Draws]) -> None:
@@ -33,17 +34,17 @@ class Mapped:
 
     def __call__(self, draws: Draws) -> Draws:
         """Return `{name: [S]}`."""
-        if self.vectorised is None:
-            few = {name: value[:CHECKED] for name, value in draws.items()}
-            alone = self._serial(few)
-            try:
-                together = self._together(few)
-                self.vectorised = True
-            except Exception:  # whatever torch cannot batch, a function of the model's own for instance
-                together = self._serial(few)
-                self.vectorised = False
-            _require_equal(alone, together)
-        return self._together(draws) if self.vectorised else self._serial(draws)
+        with named("model"):
+            if self.vectorised is None:
+                few = {name: value[:CHECKED] for name, value in draws.items()}
+                alone = self._serial(few)
+                try:
+                    together, vectorised = self._together(few), True
+                except Exception:  # whatever torch cannot batch, a function of the model's own for instance
+                    together, vectorised = self._serial(few), False
+                _require_equal(alone, together)
+                self.vectorised = vectorised
+            return self._together(draws) if self.vectorised else self._serial(draws)
 
     def _together(self, draws: Draws) -> Draws:
         with pyro.validation_enabled(False):  # it looks at values, which vmap does not allow
@@ -52,14 +53,22 @@ class Mapped:
     def _serial(self, draws: Draws) -> Draws:
         count = len(next(iter(draws.values())))
         rows = [self.function({name: value[i] for name, value in draws.items()}) for i in range(count)]
+        for row in rows:
+            _require_same_names(rows[0], row)
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
 
+def _require_same_names(one: Draws, other: Draws) -> None:
+    if odd := sorted(one.keys() ^ other.keys()):
+        raise BadInput(f"model: site {odd[0]!r} is there for some draws only; accepted are models with fixed sites")
+
+
 def _require_equal(alone: Draws, together: Draws) -> None:
+    _require_same_names(alone, together)
     for name, value in alone.items():
         if not torch.allclose(value, together[name], rtol=1e-8, atol=1e-8, equal_nan=True):
             raise BadInput(
-                f"site {name!r}: for the same values of all sites, its log density is {float(value.flatten()[0]):.6g} "
-                f"evaluated alone and {float(together[name].flatten()[0]):.6g} among other draws; does the model draw "
-                "random numbers outside of its sites, or keep a state?"
+                f"model: site {name!r}: for the same values of all sites, its log density is "
+                f"{float(value.flatten()[0]):.6g} evaluated alone and {float(together[name].flatten()[0]):.6g} among "
+                "other draws; does the model draw random numbers outside of its sites, or keep a state?"
             )

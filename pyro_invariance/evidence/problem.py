@@ -11,10 +11,12 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_invariance.evidence.base import LogJoint
-from pyro_invariance.evidence.checks import checked_guide, checked_model, is_finite, latent, subsampled
+from pyro_invariance.evidence.checks import checked_guide, checked_model
+from pyro_invariance.evidence.sitewise import is_finite, latent, subsampled
+from pyro_invariance.evidence.watched import named, run
 from pyro_invariance.numerics import float64
 from pyro_invariance.traces import Free, Trace, enumerable, observed
-from pyro_invariance.typing import BadInput
+from pyro_invariance.typing import BadInput, checked_seed
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Problem:
     def guide_trace(self) -> Trace:
         """One run of the guide, looked over."""
         if self.guide is None:
-            raise BadInput("guide: got none")
+            raise BadInput("guide: got none; a trained Pyro guide is accepted")
         with float64():
             return checked_guide(self.guide, self.args, self.trace)
 
@@ -76,8 +78,12 @@ class Problem:
         for name, site in latent(self.trace).items():
             if name not in finite and site["fn"].support.is_discrete:
                 raise BadInput(f"model: site {name!r} is discrete without a finite support; it cannot be summed out")
-        with float64(), torch.no_grad(), poutine.seed(rng_seed=0):
-            return LogJoint(enumerable(self.model, finite) if finite else self.model, self.args)
+        with float64(), torch.no_grad(), poutine.seed(rng_seed=0), named("model"):
+            log_joint = LogJoint(enumerable(self.model, finite) if finite else self.model, self.args)
+            drawn = {name: latent(self.trace)[name]["value"] for name in log_joint.transforms}
+            if any(torch.isnan(term) for term in log_joint.terms(log_joint.pack(drawn))):
+                raise BadInput(f"model: log density of NaN where the sites {', '.join(finite)} are summed out")
+        return log_joint
 
     @cached_property
     def digest(self) -> str:
@@ -104,8 +110,8 @@ class Problem:
         The truth is an exact draw from the posterior of that problem.
         """
         names = observed(self.trace)
-        with float64(), poutine.seed(rng_seed=seed), torch.no_grad():
-            drawn: dict[str, Any] = poutine.trace(Free()(self.model)).get_trace(*self.args).nodes
+        with float64(), torch.no_grad():
+            drawn: dict[str, Any] = run("model", Free()(self.model), self.args, checked_seed(seed)).nodes
         data = {name: drawn[name]["value"] for name in names}
         truth = {name: drawn[name]["value"] for name in latent(self.trace)}
         return replace(self, model=poutine.condition(Free()(self.model), data=data)), truth
