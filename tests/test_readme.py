@@ -34,6 +34,13 @@ def test_site_block_learns_the_planted_extent():
     assert torch.isfinite(namespace["loss"].detach())
 
 
+def test_evidence_block_finds_the_line():
+    namespace: dict = {}
+    exec(BLOCKS[2], namespace)
+    assert namespace["compare"](namespace["line"], namespace["parabola"]).better == "first"
+    assert namespace["line"].cautions == []
+
+
 def test_links_lead_somewhere():
     targets = re.findall(r"\]\((?!http)([^)#]+)\)", README)
     assert "docs/report.png" in targets
