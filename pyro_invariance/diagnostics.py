@@ -72,12 +72,9 @@ def inference_data(
         "constant_data": {"label": (["item"], data.y.numpy())},
         "climb": _climb(fit),
     }
-    evidence = fit.evidence
     attributes = {
         "hypothesis": fit.label,
-        "log_evidence": evidence.value,
-        "log_evidence_bound": evidence.bound,
-        "log_evidence_std_error": evidence.std_error,
+        **fit.evidence.attributes,
         "log_evidence_upper": fit.upper,
         **(attributes or {}),
     }

@@ -150,6 +150,13 @@ class Evidence:
     def __lt__(self, other: "Evidence") -> bool:
         return (self - other).value < 0
 
+    @property
+    def attributes(self) -> dict[str, float | str]:
+        """What applies, for the attributes of an `InferenceData`: `posterior.attrs.update(evidence.attributes)`."""
+        found = {("log_evidence" if k == "value" else f"log_evidence_{k}"): v for k, v in vars(self).items()}
+        found["log_evidence_cautions"] = "; ".join(self.cautions)
+        return {k: v for k, v in found.items() if v is not None}
+
     def to_json(self) -> dict[str, Any]:
         """Everything in plain values, null where it does not apply, with `cautions`."""
         return {**vars(self), "cautions": self.cautions}
