@@ -21,7 +21,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_invariance.datasets import Dataset
-from pyro_invariance.fitting import SCOUT, fit
+from pyro_invariance.fitting import fit
+from pyro_invariance.modes import SCOUT
 from pyro_invariance.numerics import float64
 from pyro_invariance.traces import Free, samples
 from pyro_invariance.typing import BadInput

@@ -29,10 +29,11 @@ def inference_data(
 ) -> az.InferenceData:
     """All that is known of a fitted hypothesis as `InferenceData`.
 
-    `posterior` and `prior` have independent draws of the guide and of the prior, one chain, angles in degrees too.
-    The first of those posterior draws are the ones that the evidence comes from: `log_likelihood`, `log_prior`,
-    `posterior_predictive` and `sample_stats` (`lp` in unconstrained space, `log_q`, `log_weight`) are of them and have
-    their `draw` coordinates.  For a Gaussian process the pointwise densities and replicates are leave-one-out.
+    `posterior` and `prior` have draws of the posterior and of the prior, one chain, angles in degrees too.  The first
+    of those posterior draws are the guide's own, independent, and the ones that the evidence comes from:
+    `log_likelihood`, `log_prior`, `posterior_predictive` and `sample_stats` (`lp` in unconstrained space, `log_q`,
+    `log_weight`) are of them and have their `draw` coordinates.  For few data the others are resampled by importance
+    weights.  For a Gaussian process the pointwise densities and replicates are leave-one-out.
     `prior_predictive` is of a subset of the items; `climb` has the log joint density at each step of the ascent from
     each start, a chain each, padded with NaN, and the lower bound at each step of SVI.
 

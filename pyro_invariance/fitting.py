@@ -1,4 +1,4 @@
-"""Fit one hypothesis: modes from several starts, SVI from the best, the evidence from fresh draws.
+"""Fit one hypothesis: modes from several starts, SVI at each that counts, the evidence from fresh draws.
 
 Nothing here knows what the model is: any Pyro model will do whose latent sites are continuous or summed out.
 """
@@ -13,19 +13,22 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.distributions import Distribution
 
 from pyro_invariance.datasets import Dataset
 from pyro_invariance.evidence.base import Evidence, LogJoint, require_no_parameters
+from pyro_invariance.evidence.incremental import evaluator, posterior
 from pyro_invariance.evidence.laplace import Mode, laplace, lean, maximise
-from pyro_invariance.evidence.variational import draw, elbo, train
-from pyro_invariance.guides import SkewNormal
+from pyro_invariance.evidence.variational import Draws, draw, elbo, train
+from pyro_invariance.guides import Mixture, SkewNormal
+from pyro_invariance.modes import climbed, distinct, few, meet, optimum, others, sought
 from pyro_invariance.numerics import float64
 from pyro_invariance.processes import code_log_density
 from pyro_invariance.profiles import walk
 from pyro_invariance.typing import BadInput
 from pyro_invariance.zoo import Extent, Hypothesis
 
-SCOUT = 300  # images on which the starts are compared first
+FEW, SCOUTS = 100, 200  # items for which evaluating is cheap; draws of the prior that are evaluated then
 RIVAL = 20.0  # nats: more than the priors of two modes differ by, so that a worse mode may have the best likelihood
 ROUNDS, TIGHT = 4, 0.5  # of SVI, at most; nats
 STEPS, PARTICLES, DRAWS = 10, 2, 32  # of SVI, and fresh ones for the evidence
@@ -86,8 +89,9 @@ class Fit:
     extents : dict of str to Range
         Posterior of every learned range.
     draws, prior : dict of str to Tensor `[S]`
-        Draws of the sites from the guide (first those that the evidence and the predictions come from) and from the
-        prior.
+        Draws of the sites from the posterior and from the prior.  The first of the posterior are the guide's own, those
+        that the evidence and the predictions come from; so are the others, but for few data: there they are resampled
+        by importance weights (some are equal), so that they are right where the guide is a little off.
     weighted : Tensor `[W, D + 3]`
         Draws that the evidence was computed from (unconstrained), with log prior, likelihood and guide density.
     site_log_prior, pointwise, replicates : dict of str to Tensor `[W, ...]`
@@ -102,7 +106,7 @@ class Fit:
     path : list of float
         Lower bound at each SVI step.
     climbs : list of list of float
-        Log joint density at each step of the climb from each start, on all data.
+        Log joint density at each step of the climb from each start, on all data; last the climb from the prior.
     profile : list of list of float
         Shares of the extents' upper ends, and the largest log joint density of a few items at each; empty without
         extents.
@@ -143,6 +147,10 @@ def fit(hypothesis: Hypothesis, data: Dataset, seed: int = 0) -> Fit:
 
     Modes are sought from every start on a few images first and polished on all of them; the best becomes the centre
     of a full-covariance guide with skewed margins, trained by SVI; the lower bound is re-estimated with fresh draws.
+    Where a valley lies between modes of nearly the same height, the guide is a mixture of one such for each of them.
+
+    With so few data that evaluating is cheap, a further climb starts from the prior, if a draw of it is likelier than
+    the known modes explain, and posterior draws are corrected by importance weights; see `evidence.incremental`.
     """
     cpu, wall = time.process_time(), time.perf_counter()
     model: Any = hypothesis.model
@@ -150,41 +158,36 @@ def fit(hypothesis: Hypothesis, data: Dataset, seed: int = 0) -> Fit:
         model = model.func
     if isinstance(model, torch.nn.Module):
         require_no_parameters(name for name, value in model.named_parameters() if value.requires_grad)
-    begins = _scout(hypothesis, data, seed)
     args = hypothesis.prepare(data)
     log_joint = LogJoint(hypothesis.model, args)
     if log_joint.size == 0:
         raise BadInput(f"model: {hypothesis.label!r} has no latent site; its evidence is its likelihood")
-    modes = []
-    for values, covariance in begins:
-        guess = 0.01 * np.eye(log_joint.size)  # a tenth of a unit for the extents
-        rest = _others(log_joint, hypothesis)
-        guess[np.ix_(rest, rest)] = covariance
-        modes.append(maximise(log_joint, log_joint.pack(values), inverse_hessian=guess))
+    prior, cheap = _prior_draws(log_joint, seed), len(data.y) <= FEW
+    modes = climbed(hypothesis, data, log_joint, seed)
+    if cheap:
+        evaluate = evaluator(log_joint)
+        rows = [log_joint.pack({name: values[i] for name, values in prior.items()}) for i in range(SCOUTS)]
+        scouts = evaluate(torch.stack(rows))
+        modes += sought(log_joint, modes, scouts)
     best = max(modes, key=lambda m: m.value)
-    met = [m for m in modes if m is not best and _meet(m, best, log_joint, hypothesis)]
+    met = [m for m in modes if m is not best and meet(m, best, log_joint, hypothesis)]
     rivals = [m for m in modes if m is not best and m not in met]
-    mode, cholesky = laplace(log_joint, best.z)
     tops = [
         maximise(log_joint, m.z, prior=False, inverse_hessian=m.inverse_hessian, gtol=0.5, max_iter=30).value
         for m in (best, *rivals)
         if m.value > best.value - RIVAL
     ]
 
-    ranged = [i for name in hypothesis.extents for i in range(log_joint.size)[log_joint.slices[name]]]
-    begin = lean(log_joint, mode, cholesky, ranged)
-    guide = SkewNormal(poutine.block(hypothesis.model, hide=sorted(log_joint.summed)), *begin)
-    path: list[float] = []
-    for rounds in range(ROUNDS):  # twice the steps each time, until fresh draws say that the bound is tight
-        more, before = train(guide, log_joint, steps=STEPS * 2**rounds, particles=PARTICLES, seed=seed + rounds)
-        path += more
+    parts = [_part(hypothesis, log_joint, mode, seed) for mode in distinct(log_joint, modes)]
+    guide, before, drawn = parts[0].guide, parts[0].before, parts[0].drawn
+    if len(parts) > 1:
+        shares = torch.stack([part.drawn.log_weights.mean() for part in parts])
+        guide, before = (Mixture([getattr(part, name) for part in parts], shares) for name in ("guide", "before"))
         drawn = draw(guide, log_joint, count=DRAWS, seed=seed + ROUNDS, before=before)
-        evidence = elbo(drawn)
-        if (evidence.looseness or 0.0) < TIGHT and evidence.std_error < TIGHT / 2:
-            break
-    more_draws = guide.get_posterior().sample(torch.Size([POSTERIOR - DRAWS])).detach()
-    posterior = _constrained(log_joint, torch.cat([drawn.z, more_draws]))
-    ranges = {name: _range(posterior[name], extent) for name, extent in hypothesis.extents.items()}
+    left = POSTERIOR - DRAWS
+    more = posterior(evaluate, scouts, guide, left) if cheap else guide.sample(torch.Size([left]))
+    draws = _constrained(log_joint, torch.cat([drawn.z, more]))
+    ranges = {name: _range(draws[name], extent) for name, extent in hypothesis.extents.items()}
     mean, variance, density = _predict(hypothesis, args, [log_joint.unpack(z) for z in drawn.z[:PREDICTIVE]], data)
     terms = torch.stack([drawn.log_prior, drawn.log_likelihood, drawn.log_guide], 1)
     return Fit(
@@ -194,13 +197,13 @@ def fit(hypothesis: Hypothesis, data: Dataset, seed: int = 0) -> Fit:
         base=hypothesis.base,
         contains=_contains(hypothesis, ranges),
         claims=hypothesis.contains | hypothesis.saturated,
-        evidence=evidence,
+        evidence=elbo(drawn),
         upper=max(*tops, float(drawn.log_likelihood.max())),
         seed_spread=max((best.value - m.value for m in met), default=None),
-        other_optima=[_optimum(m, best, log_joint, hypothesis) for m in rivals],
+        other_optima=[optimum(m, best, log_joint, hypothesis) for m in rivals],
         extents=ranges,
-        draws=posterior,
-        prior=_prior_draws(log_joint, seed),
+        draws=draws,
+        prior=prior,
         weighted=torch.cat([drawn.z, terms], 1),
         site_log_prior=drawn.site_log_prior,
         pointwise=drawn.pointwise,
@@ -209,12 +212,40 @@ def fit(hypothesis: Hypothesis, data: Dataset, seed: int = 0) -> Fit:
         test_mean=mean,
         test_variance=variance,
         test_log_density=density,
-        path=path,
+        path=parts[0].path,
         climbs=[m.path for m in modes],
-        profile=_profile(hypothesis, data, seed, log_joint, mode, cholesky),
+        profile=_profile(hypothesis, data, seed, log_joint, *parts[0].normal),
         cpu_seconds=time.process_time() - cpu,
         wall_seconds=time.perf_counter() - wall,
     )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The guide at one mode, before the last tenth of its training too, with the Laplace approximation it began at."""
+
+    normal: tuple[Tensor, Tensor]
+    guide: Distribution
+    before: Distribution
+    drawn: Draws
+    path: list[float]
+
+
+def _part(hypothesis: Hypothesis, log_joint: LogJoint, mode: Mode, seed: int) -> _Part:
+    """Train a guide that starts at one mode."""
+    normal = laplace(log_joint, mode.z)
+    ranged = [i for name in hypothesis.extents for i in range(log_joint.size)[log_joint.slices[name]]]
+    begin = lean(log_joint, *normal, ranged)
+    guide = SkewNormal(poutine.block(hypothesis.model, hide=sorted(log_joint.summed)), *begin)
+    path: list[float] = []
+    for rounds in range(ROUNDS):  # twice the steps each time, until fresh draws say that the bound is tight
+        more, before = train(guide, log_joint, steps=STEPS * 2**rounds, particles=PARTICLES, seed=seed + rounds)
+        path += more
+        drawn = draw(guide, log_joint, count=DRAWS, seed=seed + ROUNDS, before=before)
+        evidence = elbo(drawn)
+        if (evidence.looseness or 0.0) < TIGHT and evidence.std_error < TIGHT / 2:
+            break
+    return _Part(normal, guide.get_posterior(), before, drawn, path)
 
 
 def _profile(
@@ -223,15 +254,9 @@ def _profile(
     """Walk the extents on a few items, the rest optimised from the mode of all of them with its curvature."""
     if not hypothesis.extents:
         return []
-    small, rest = _few(data, seed), _others(log_joint, hypothesis)
+    small, rest = few(data, seed), others(log_joint, hypothesis)
     precision = torch.cholesky_inverse(cholesky).numpy()[np.ix_(rest, rest)] * len(small.y) / len(data.y)
     return list(walk(hypothesis, hypothesis.prepare(small), log_joint.unpack(mode), POINTS, np.linalg.inv(precision)))
-
-
-def _others(log_joint: LogJoint, hypothesis: Hypothesis) -> np.ndarray:
-    """Where the sites that are no extents lie in the unconstrained vector."""
-    parts = [np.r_[s] for name, s in log_joint.slices.items() if name not in hypothesis.extents]
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=int)
 
 
 def _constrained(log_joint: LogJoint, z: Tensor) -> dict[str, Tensor]:
@@ -257,50 +282,6 @@ def _contains(hypothesis: Hypothesis, ranges: dict[str, Range]) -> frozenset[str
 def _whole(learned: Range, extent: Extent) -> bool:
     """Whether a range is the whole group: its interval ends there and holds nothing much narrower."""
     return extent.whole and learned.saturated and learned.lower >= 0.8 * extent.upper
-
-
-def _few(data: Dataset, seed: int) -> Dataset:
-    """A few items, or all where the values of a few do not vary."""
-    small = data.subset(SCOUT, seed)
-    return small if torch.isfinite(small.targets).all() else data
-
-
-def _scout(hypothesis: Hypothesis, data: Dataset, seed: int) -> list[tuple[dict[str, Tensor], np.ndarray]]:
-    """Fit all but the extents on a few images, from every start: site values and a guess of their covariance.
-
-    The extents stay where they start, because a few images may prefer another basin than all of them do.  Without
-    extents, starts that meet are one.
-    """
-    small = _few(data, seed)
-    args, ratio = hypothesis.prepare(small), len(small.y) / len(data.y)
-    begins: list[tuple[dict[str, Tensor], np.ndarray]] = []
-    reached: list[float] = []
-    for start in hypothesis.starts:
-        held = {name: torch.tensor(start[name]) for name in hypothesis.extents}
-        log_joint = LogJoint(poutine.condition(hypothesis.model, data=held), args)
-        if log_joint.size == 0:
-            begins.append((held, np.zeros((0, 0))))
-            continue
-        mode = maximise(log_joint, log_joint.pack({k: v for k, v in start.items() if k not in held}))
-        if not held and any(abs(mode.value - other) < 0.5 for other in reached):
-            continue
-        reached.append(mode.value)
-        values = held | {k: v.detach() for k, v in log_joint.unpack(mode.z).items()}
-        begins.append((values, mode.inverse_hessian * ratio))
-    return begins
-
-
-def _meet(mode: Mode, best: Mode, log_joint: LogJoint, hypothesis: Hypothesis) -> bool:
-    """Whether a start was climbed to the basin of the best mode."""
-    here, centre = log_joint.unpack(mode.z), log_joint.unpack(best.z)
-    apart = max((abs(float(here[k] - centre[k])) / e.upper for k, e in hypothesis.extents.items()), default=0.0)
-    return best.value - mode.value < (10.0 if apart < 0.05 else 1.0)
-
-
-def _optimum(mode: Mode, best: Mode, log_joint: LogJoint, hypothesis: Hypothesis) -> dict:
-    """What another start found: its extents and how many nats worse."""
-    here = log_joint.unpack(mode.z)
-    return {"below_best": best.value - mode.value, "extents": {k: float(here[k]) for k in hypothesis.extents}}
 
 
 @torch.no_grad()

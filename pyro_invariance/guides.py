@@ -1,6 +1,6 @@
 """Approximate posteriors that Pyro's automatic guides lack."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from pyro.distributions import MultivariateNormal, TransformedDistribution, cons
 from pyro.infer.autoguide import AutoContinuous, init_to_sample
 from pyro.nn import PyroParam
 from torch import Tensor
-from torch.distributions import Transform
+from torch.distributions import Categorical, Distribution, Transform
 
 
 class SinhArcsinh(Transform):
@@ -106,3 +106,36 @@ class SkewNormal(AutoContinuous):
         factor = self.cholesky @ scale_tril
         shape = SinhArcsinh(self.mode + self.cholesky @ loc, factor.norm(dim=1), skew, tail)
         return TransformedDistribution(MultivariateNormal(torch.zeros_like(loc), scale_tril=factor), [shape])
+
+
+class Mixture(Distribution):
+    r"""Distributions of vectors side by side, one for each mode of a posterior.
+
+    .. math:: q(z) = \sum_k \pi_k q_k(z)
+
+    Where components do not overlap, the evidence lower bound is largest at shares :math:`\pi_k` proportional to the
+    exponential of their own bounds, and tight if these are.
+
+    Parameters
+    ----------
+    parts : sequence of Distribution
+        The components.
+    logits : Tensor `[K]`
+        Log shares, up to a constant.
+    """
+
+    arg_constraints = {}  # noqa: RUF012
+
+    def __init__(self, parts: Sequence[Distribution], logits: Tensor) -> None:
+        super().__init__(parts[0].batch_shape, parts[0].event_shape, validate_args=False)
+        self.parts, self.choice = parts, Categorical(logits=logits)
+
+    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:
+        """Draw vectors `[*sample_shape, D]`."""
+        which = self.choice.sample(sample_shape)[..., None, None]
+        drawn = torch.stack([part.sample(sample_shape) for part in self.parts], -2)
+        return drawn.take_along_dim(which, -2).squeeze(-2)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log density of vectors `[..., D]`."""
+        return (torch.stack([part.log_prob(value) for part in self.parts], -1) + self.choice.logits).logsumexp(-1)

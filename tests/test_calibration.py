@@ -14,7 +14,7 @@ from pyro import poutine
 from scipy import stats
 from torch import Tensor
 
-from pyro_invariance import calibration, fitting, plotting, zoo
+from pyro_invariance import calibration, fitting, modes, plotting, zoo
 from pyro_invariance.calibration import DRAWS, Calibration, calibrate, simulated
 from pyro_invariance.datasets import Dataset
 from pyro_invariance.fitting import Fit
@@ -158,7 +158,7 @@ def test_what_cannot_be_simulated_is_refused(line):
     for model in (factor, unseen):
         with pytest.raises(BadInput, match="can be drawn"):
             simulated(own(model), line, 0)
-    many = replace(line, y=torch.zeros(fitting.SCOUT + 1))
+    many = replace(line, y=torch.zeros(modes.SCOUT + 1))
     with pytest.raises(BadInput, match="301 items"):
         calibrate(own(plane), many, simulations=1, jobs=1)
 

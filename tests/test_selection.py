@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pyro_invariance import datasets, from_arrays, zoo
-from pyro_invariance.fitting import SCOUT, fit
+from pyro_invariance.fitting import fit
+from pyro_invariance.modes import SCOUT
 from pyro_invariance.runs import read_json
 from pyro_invariance.selection import select
 from pyro_invariance.typing import BadInput

@@ -15,7 +15,7 @@ from pyro_invariance.evidence.base import LogJoint
 EDGE = 25.0  # of unconstrained space: exp(-25) is zero for every purpose, exp(-750) is zero in float64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # one is not another of equal values
 class Mode:
     """A local maximum.
 
@@ -108,6 +108,13 @@ def laplace(log_joint: LogJoint, mode: Tensor, step: float = 0.02) -> tuple[Tens
                 sd[i] *= max(0.1, loss**-0.5)
     root = torch.tensor(axes * sd)
     return torch.tensor(z), torch.linalg.cholesky(root @ root.T)
+
+
+def valley(log_joint: LogJoint, one: Mode, other: Mode) -> float:
+    """How far the density falls below both modes on the straight way from one to the other, nats."""
+    with torch.no_grad():
+        between = [_value(log_joint, torch.lerp(one.z, other.z, share).numpy()) for share in (0.25, 0.5, 0.75)]
+    return min(one.value, other.value) + max(between)
 
 
 def lean(

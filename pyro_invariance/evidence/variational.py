@@ -12,9 +12,10 @@ from pyro.distributions import TransformedDistribution
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch import Tensor
+from torch.distributions import Distribution
 
 from pyro_invariance.evidence.base import Evidence, LogJoint, require_finite
-from pyro_invariance.guides import SkewNormal
+from pyro_invariance.guides import Mixture, SkewNormal
 from pyro_invariance.traces import observed, predictive
 
 CLIP = 1.0  # nats per unit of the guide's coordinates: one draw far out must not throw it off
@@ -105,11 +106,11 @@ def train(
 
 @torch.no_grad()
 def draw(
-    guide: SkewNormal, log_joint: LogJoint, *, count: int, seed: int, before: TransformedDistribution | None = None
+    guide: SkewNormal | Mixture, log_joint: LogJoint, *, count: int, seed: int, before: Distribution | None = None
 ) -> Draws:
-    """Draw afresh from a fitted guide and evaluate every term of the weights."""
+    """Draw afresh from a fitted guide, or a mixture of them, and evaluate every term of the weights."""
     pyro.set_rng_seed(seed)
-    posterior = guide.get_posterior()
+    posterior = guide if isinstance(guide, Mixture) else guide.get_posterior()
     z = posterior.sample(torch.Size([count]))
     terms, prior, density, replicates = [], defaultdict(list), defaultdict(list), defaultdict(list)
     for row in z:
