@@ -43,7 +43,7 @@ def checked_model(model: Callable, args: tuple) -> Trace:
         require_no_parameters(name for name, value in model.named_parameters() if value.requires_grad)
     with torch.enable_grad():  # a density that has a gradient depends on parameters
         trace, *others = (run("model", model, args, seed) for seed in range(RUNS))
-        require_no_parameters(name for name, site in trace.nodes.items() if site["type"] == "param")
+        require_no_parameters(name for name, site in trace.nodes.items() if _is_learned(site))
         for other in others:
             _require_same_sites(plain(trace), plain(other))
         found = densities("model", trace)
@@ -94,6 +94,11 @@ def checked_guide(guide: Callable, args: tuple, model: Trace) -> Trace:
             _require_fit(name, site, wanted[name], plain(other)[name]["value"])
     _require_a_density(drawn, wanted, latent(other))
     return trace
+
+
+def _is_learned(site: Any) -> bool:
+    """Whether a site is a parameter that is not frozen."""
+    return bool(site["type"] == "param" and site["value"].requires_grad)
 
 
 def _require_same_sites(sites: dict[str, Any], others: dict[str, Any]) -> None:

@@ -106,12 +106,13 @@ def support(what: str, name: str, site: Any) -> Any:
 
 def reached(site: Any) -> Any:
     """Support of one event as its values have it: torch says that an affine map reaches all of the line."""
-    fn = next((fn for fn in _wrapped(site["fn"]) if getattr(fn, "transforms", ())), None)
     declared = support("model", site["name"], site)
-    if fn is None or declared is not constraints.real or any(step.domain.event_dim for step in fn.transforms):
+    fn = next((fn for fn in _wrapped(site["fn"]) if hasattr(fn, "transforms")), site["fn"])
+    steps = [getattr(step, "base_transform", step) for step in getattr(fn, "transforms", ())]
+    if declared is not constraints.real or not steps or any(step.domain.event_dim for step in steps):
         return declared
     low_high = ends(support("model", site["name"], {"fn": fn.base_dist}))
-    for step in fn.transforms:
+    for step in steps:
         low_high = tuple(step(end) for end in low_high)
     low, high = torch.minimum(*low_high), torch.maximum(*low_high)
     return declared if bool((low.isinf() & high.isinf()).all()) else constraints.interval(low, high)
