@@ -101,7 +101,6 @@ def _gap(share: np.ndarray) -> float:
 
 
 @float64()
-@torch.no_grad()
 def _invariance(hypothesis: Hypothesis, data: Dataset, seed: int) -> Check:
     """How far f(g.x) is from f(x) for elements of the group, as a share of the spread of f, with its error."""
     fitted, args = fit(hypothesis, data, seed), hypothesis.prepare(data)
@@ -109,7 +108,7 @@ def _invariance(hypothesis: Hypothesis, data: Dataset, seed: int) -> Check:
     sites = [{k: v[i] for k, v in fitted.draws.items()} for i in range(PREDICTIVE)]
 
     def f(inputs: Tensor) -> Tensor:
-        return hypothesis.predict(args, sites, inputs)[0].mean(0)  # type: ignore[misc]
+        return hypothesis.predict(args, sites, inputs)[0].mean(0).detach()  # type: ignore[misc]
 
     here = f(data.x_test)
     moved = hypothesis.moved(data.x_test, {k: r.mean for k, r in fitted.extents.items()})

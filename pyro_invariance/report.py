@@ -108,8 +108,7 @@ def cautions(selection: Selection) -> list[str]:
         )
     for label, reason in selection.failed.items():
         found.append(f"{label} was not fitted: {reason}.")
-    decided = [v for v in selection.verdicts.values() if v.verdict != "undecided"]
-    if decided and not selection.scrutiny:
+    if not selection.scrutiny:
         found.append("Upper sides were not searched densely, so that nothing is certified (select ... --check does).")
     for f in selection.fits:
         e = f.evidence

@@ -1,0 +1,87 @@
+"""The table of an entry: what is right passes, and each mutant fails its own line."""
+
+from dataclasses import replace
+from types import ModuleType
+
+import numpy as np
+import pytest
+from torch import Tensor
+
+from pyro_invariance import cli, zoo
+from pyro_invariance.calibration import Calibration
+from pyro_invariance.examination import Check, _coverage, _invariance, examine, table
+from pyro_invariance.fitting import Fit, fit
+from pyro_invariance.typing import BadInput
+
+# Torch scripts its forward-mode decompositions the first time that they are asked for, and deprecates its own scripts.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def entry() -> ModuleType:
+    return zoo.load("orbit_gp")
+
+
+@pytest.fixture(scope="module")
+def fitted(entry, float64) -> tuple[Fit, object]:
+    data = entry.data("mirror", 0, size=60, test=200)
+    return fit(next(h for h in entry.hypotheses(data) if h.name == "mirror"), data), data
+
+
+def test_predictions_of_the_right_model_are_calibrated(fitted):
+    assert _coverage(*fitted).passed
+
+
+@pytest.mark.parametrize("factor", [0.25, 4.0])
+def test_predictions_that_are_too_sure_or_not_sure_enough_fail(fitted, factor):
+    f, data = fitted
+    check = _coverage(replace(f, test_variance=factor * f.test_variance), data)
+    assert not check.passed
+
+
+def test_a_mirrored_function_is_invariant(entry, fitted):
+    hypothesis = next(h for h in entry.hypotheses(fitted[1]) if h.name == "mirror")
+    assert _invariance(hypothesis, fitted[1], 0).passed
+
+
+def test_a_function_without_the_symmetry_is_not(entry, fitted):
+    def flipped(images: Tensor, extents: object) -> dict[str, Tensor]:
+        return {"mirrored": images.flip(-1)}
+
+    plain = next(h for h in entry.hypotheses(fitted[1]) if h.label == "trivial-polar")
+    assert not _invariance(replace(plain, moved=flipped), fitted[1], 0).passed
+
+
+def test_table_says_pass_or_fail():
+    lines = table([Check("a", "1", "<= 2", True), Check("bc", "3", "<= 2", False)]).split("\n")
+    assert lines == ["pass  a   1 (accepted: <= 2)", "FAIL  bc  3 (accepted: <= 2)"]
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(BadInput, match="orbit_gp"):
+        next(examine("orbit_gb"))
+    with pytest.raises(BadInput, match="rotation"):
+        next(examine("orbit_gp", "rotatoin"))
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_command_exits_by_the_table(passed, monkeypatch, tmp_path, capsys):
+    ranks = {"noise": np.random.default_rng(0).integers(0, 100, 50)}
+    found = [Check("one", "1", "<= 2", True), Calibration(ranks), Check("two", "3", "<= 4", passed)]
+    monkeypatch.setattr(cli, "examine", lambda *args, **options: iter(found))
+    assert cli.main(["check", "orbit_gp", "--out", str(tmp_path / "c.png")]) == (0 if passed else 1)
+    assert (tmp_path / "c.png").stat().st_size > 1000
+    assert ("FAIL  two" in capsys.readouterr().out) == (not passed)
+
+
+@pytest.mark.parametrize("wrong", [["--simulations", "3"], ["--out", "c.gif"], ["--seed", "-1"]])
+def test_command_refuses_wrong_input(wrong, capsys):
+    assert cli.main(["check", "orbit_gp", *wrong]) == 2
+    assert "got" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_orbit_process_passes():
+    checks = [c for c in examine("orbit_gp") if isinstance(c, Check)]
+    assert [c for c in checks if not c.passed] == []
+    assert len(checks) >= 8
