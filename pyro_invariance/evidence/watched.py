@@ -100,7 +100,10 @@ class _Watch(Messenger):
 
 
 def _told(what: str, where: str, error: Exception) -> BadInput:
-    return error if isinstance(error, BadInput) else BadInput(f"{what}: {where}: {in_words(error)}")
+    if isinstance(error, BadInput):
+        return error
+    said = in_words(error)  # a density is computed after the run: Pyro says of which site
+    return BadInput(f"{what}: {said}" if "log_prob at site" in said else f"{what}: {where}: {said}")
 
 
 def in_words(error: Exception) -> str:
