@@ -35,7 +35,8 @@ def inference_data(
     `log_weight`) are of them and have their `draw` coordinates.  For few data the others are resampled by importance
     weights.  For a Gaussian process the pointwise densities and replicates are leave-one-out.
     `prior_predictive` is of a subset of the items; `climb` has the log joint density at each step of the ascent from
-    each start, a chain each, padded with NaN, and the lower bound at each step of SVI.
+    each start (for few data perhaps from a draw of the prior too), a chain each, padded with NaN, and the lower bound
+    at each step of SVI.
 
     Parameters
     ----------

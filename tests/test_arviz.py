@@ -41,7 +41,7 @@ def test_all_groups_are_there(data):
     assert dict(data.log_likelihood["targets"].sizes) == {"chain": 1, "draw": SCORED, "item": 40}
     assert data.observed_data["targets"].dims == ("item", "targets_dim_1")
     assert data.posterior_predictive["targets"].sizes["item"] == 40
-    assert data.climb.sizes["chain"] == 2  # a narrow and a wide start
+    assert data.climb.sizes["chain"] in (2, 3)  # a narrow and a wide start, perhaps a draw of the prior
     assert {"log_evidence", "log_evidence_bound", "seed", "torch", "pyro", "entry"} <= set(data.attrs)
 
 
