@@ -2,12 +2,15 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import Categorical, MixtureSameFamily, MultivariateNormal, TransformedDistribution
+from pyro.infer.autoguide import AutoContinuous, init_to_sample
 from torch import Tensor
 
 from pyro_invariance.evidence.base import Evidence, LogJoint, require_finite
@@ -15,43 +18,107 @@ from pyro_invariance.evidence.laplace import Mode, maximise
 from pyro_invariance.evidence.laplace import laplace as normal_at
 from pyro_invariance.evidence.problem import Problem
 from pyro_invariance.evidence.variational import draw, elbo, train
-from pyro_invariance.guides import SkewNormal
+from pyro_invariance.guides import SinhArcsinh, SkewNormal
 from pyro_invariance.numerics import float64
 from pyro_invariance.typing import BadInput, checked_seed
 
-STARTS, STEPS, DRAWS = 4, 100, 200
+STARTS, STEPS, DRAWS = 8, 100, 200
 TIGHT = 0.01  # nats: an evidence known better needs no training
 MET = 0.5  # nats between starts that reached the same mode
+FAR, VALLEY = 10.0, 0.5  # nats: a mode that far below the best holds nothing; what lies between two of them is lower
+
+
+class Fitted(AutoContinuous):
+    """A guide that is a fixed distribution over the unconstrained vector, whatever Pyro's parameter store holds."""
+
+    def __init__(self, model: Callable, posterior: Any) -> None:
+        super().__init__(model, init_loc_fn=init_to_sample)
+        self.posterior = posterior
+
+    def get_posterior(self, *args: object, **kwargs: object) -> Any:
+        """Return that distribution."""
+        return self.posterior
 
 
 @float64()
-@pyro.settings.context(module_local_params=True)
 def guided(problem: Problem, seed: int) -> tuple[Problem, dict[str, Any]]:
     """Return the problem with a guide, its own or one fitted here, and what is known of the fit.
 
-    That is the `drift` and the `restart_spread` of an `Evidence`.
+    That is the `drift` and the `restart_spread` of an `Evidence`.  The guide is a mixture of one normal, perhaps
+    skewed, for each mode that climbs from draws of the prior find.
     """
     if problem.guide is not None:
         return problem, {}
     log_joint = problem.log_joint
     if log_joint.size == 0:
         raise BadInput("guide: the model has no continuous latent site, so that its evidence is exact: use exact")
+    found = modes(problem, seed, STARTS)
+    hidden: Callable = poutine.block(log_joint.model, hide=sorted(log_joint.summed))
+    parts = [_part(hidden, log_joint, *normal, seed + 1 + k) for k, normal in enumerate(_distinct(log_joint, found))]
+    shares = torch.tensor([part.log_mass for part in parts])
+    together = MixtureSameFamily(Categorical(logits=shares), _posterior([part.shape for part in parts]))
+    guide = Fitted(hidden, together if len(parts) > 1 else _posterior(parts[0].shape))
+    with poutine.seed(rng_seed=seed):
+        guide(*log_joint.args)  # sets up its sites
+    drifts = [part.drift for part in parts if part.drift is not None]
+    return replace(problem, guide=guide), {"drift": max(drifts, default=None), "restart_spread": _spread(found)}
+
+
+class _Part(NamedTuple):
+    """A guide at one mode: centre, factor, skew, tail; the log of the mass that it finds there; its last move, nats."""
+
+    shape: tuple[Tensor, ...]
+    log_mass: float
+    drift: float | None
+
+
+@pyro.settings.context(module_local_params=True)
+def _part(model: Callable, log_joint: LogJoint, mode: Tensor, cholesky: Tensor, seed: int) -> _Part:
+    """Fit a guide that starts at the Laplace approximation; training that does not help is taken back."""
     with poutine.seed(rng_seed=checked_seed(seed)):
-        found = modes(problem, seed, STARTS)
-        best = found[0]
-        guide = SkewNormal(poutine.block(log_joint.model, hide=sorted(log_joint.summed)), *normal_at(log_joint, best.z))
+        guide = SkewNormal(model, mode, cholesky)
         guide(*log_joint.args)
-        before = draw(guide, log_joint, count=DRAWS, seed=seed)
-        drift = None
-        if (elbo(before).looseness or 0.0) > TIGHT:
-            state = {name: value.clone() for name, value in guide.state_dict().items()}
-            _, last = train(guide, log_joint, steps=STEPS, particles=4, seed=seed)
-            after = draw(guide, log_joint, count=DRAWS, seed=seed, before=last)
-            drift = after.drift
-            if after.log_weights.mean() < before.log_weights.mean():
-                guide.load_state_dict(state)
-                drift = 0.0
-    return replace(problem, guide=guide), {"drift": drift, "restart_spread": _spread(found)}
+        before, drawn = _shape(guide), draw(guide, log_joint, count=DRAWS, seed=seed)
+        if (elbo(drawn).looseness or 0.0) <= TIGHT:
+            return _Part(before, log_mean(drawn.log_weights), None)
+        _, last = train(guide, log_joint, steps=STEPS, particles=4, seed=seed)
+        after = draw(guide, log_joint, count=DRAWS, seed=seed, before=last)
+    if after.log_weights.mean() < drawn.log_weights.mean():
+        return _Part(before, log_mean(drawn.log_weights), 0.0)
+    return _Part(_shape(guide), log_mean(after.log_weights), after.drift)
+
+
+def _shape(guide: SkewNormal) -> tuple[Tensor, ...]:
+    found = guide.mode + guide.cholesky @ guide.loc, guide.cholesky @ guide.scale_tril, guide.skew, guide.tail
+    return tuple(tensor.detach().clone() for tensor in found)
+
+
+def _posterior(shape: tuple[Tensor, ...] | list[tuple[Tensor, ...]]) -> TransformedDistribution:
+    """Return the distribution of one shape, or a batch of them."""
+    if isinstance(shape, list):
+        shape = tuple(torch.stack(each) for each in zip(*shape, strict=True))
+    centre, factor, skew, tail = shape
+    normal = MultivariateNormal(torch.zeros_like(centre), scale_tril=factor)
+    return TransformedDistribution(normal, [SinhArcsinh(centre, factor.norm(dim=-1), skew, tail)])
+
+
+@torch.no_grad()
+def _distinct(log_joint: LogJoint, found: list[Mode]) -> list[tuple[Tensor, Tensor]]:
+    """Laplace approximations of the modes that hold any mass, with a valley between any two of them."""
+
+    def value(z: Tensor) -> float:
+        return float(sum(log_joint.terms(z)))
+
+    kept: list[tuple[Tensor, Tensor, float]] = []
+    for mode in found:
+        if mode.value < found[0].value - FAR:
+            continue
+        if all(value((mode.z + z) / 2) < min(mode.value, value(z)) - VALLEY for z, _, _ in kept):
+            with torch.enable_grad():
+                z, cholesky = normal_at(log_joint, mode.z)
+            kept.append((z, cholesky, mode.value + float(cholesky.diagonal().log().sum())))
+    most = max(mass for _, _, mass in kept)
+    return [(z, cholesky) for z, cholesky, mass in kept if mass > most - FAR]
 
 
 @float64()
@@ -96,6 +163,11 @@ def negative_hessian(log_joint: LogJoint, z: Tensor, step: float = 1e-4) -> Tens
     rows = [(gradient(z - offset) - gradient(z + offset)) / (2 * step) for offset in step * torch.eye(len(z))]
     hessian = torch.stack(rows)
     return (hessian + hessian.T) / 2
+
+
+def log_mean(logs: Tensor) -> float:
+    """Log of the mean of what these are the logs of."""
+    return float(logs.logsumexp(0)) - math.log(len(logs))
 
 
 def _spread(found: list[Mode]) -> float:

@@ -14,10 +14,10 @@ from pyro.distributions import Delta
 from torch import Tensor
 
 from pyro_invariance.evidence.base import Evidence, require_finite
-from pyro_invariance.evidence.checks import is_finite, latent
-from pyro_invariance.evidence.fitted import guided
+from pyro_invariance.evidence.fitted import guided, log_mean
 from pyro_invariance.evidence.mapped import Draws, Mapped
 from pyro_invariance.evidence.problem import Problem
+from pyro_invariance.evidence.sitewise import is_finite, latent
 from pyro_invariance.numerics import float64
 from pyro_invariance.traces import Trace, enumerable, free_dim, samples, score
 from pyro_invariance.typing import BadInput, checked_seed
@@ -155,11 +155,6 @@ def smooth(logs: Tensor) -> tuple[Tensor, float | None]:
         return logs, None
     smoothed, khat = az.psislw(logs.numpy().copy(), normalize=False)
     return torch.as_tensor(smoothed), float(khat) if math.isfinite(khat) else None
-
-
-def log_mean(logs: Tensor) -> float:
-    """Log of the mean of what these are the logs of."""
-    return float(logs.logsumexp(0)) - math.log(len(logs))
 
 
 def effective(logs: Tensor) -> float:
