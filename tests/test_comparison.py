@@ -52,7 +52,7 @@ def test_certified_is_the_lower_side_above_the_upper_side():
 
 
 def test_unlike_evidences_are_refused():
-    with pytest.raises(BadInput, match="estimate side minus a.* lower side"):
+    with pytest.raises(BadInput, match="'estimate' minus side 'lower'"):
         compare(Evidence(0.0, 0.1, "estimate"), LOW)
     with pytest.raises(BadInput, match="different data"):
         compare(better_by(50.0, data="a"), replace(LOW, data="b"))

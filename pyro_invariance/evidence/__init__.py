@@ -9,12 +9,13 @@ from pyro_invariance.evidence.comparison import Comparison, compare, probabiliti
 from pyro_invariance.evidence.exact import exact
 from pyro_invariance.evidence.fitted import laplace
 from pyro_invariance.evidence.problem import Problem
-from pyro_invariance.evidence.weights import elbo, iwae, psis
+from pyro_invariance.evidence.weights import Weights, elbo, iwae, psis, smooth, weigh
 
 __all__ = [
     "Comparison",
     "Evidence",
     "Problem",
+    "Weights",
     "ais",
     "bdmc",
     "compare",
@@ -24,4 +25,6 @@ __all__ = [
     "laplace",
     "probabilities",
     "psis",
+    "smooth",
+    "weigh",
 ]

@@ -20,7 +20,9 @@ Bound = Literal["exact", "lower", "upper", "estimate"]
 
 KHAT = 0.7  # above, importance weights have no usable mean [vehtari2024pareto]
 LOOSE = 1.0  # nats that a bound may be off, move or scatter before it deserves a word
-ENOUGH = 1000  # draws from which a k-hat means something; 10,000 are better, 1,000 miss a third of the bad guides
+ENOUGH = 1000  # draws from which a k-hat means something; 10,000 miss fewer of the guides that are bad
+
+FACTOR = "log Bayes factor"  # what a difference is called
 
 # Side of a difference, by the sides of what is subtracted from what; other pairs cannot be told from each other.
 _SIDES: dict[tuple[str, str], Bound] = {
@@ -132,20 +134,22 @@ class Evidence:
         side = {"exact": "", "lower": " (lower bound)", "upper": " (upper bound)", "estimate": " (estimate)"}[
             self.bound
         ]
-        other = f", at most {self.upper:.1f}" if self.upper is not None else ""
+        digits = 1 if self.std_error >= 0.1 else 2
+        other = f", at most {self.upper:.{digits}f}" if self.upper is not None else ""
         said = f": {'; '.join(self.cautions)}" if self.cautions else ""
-        return f"log evidence {self.value:.1f} +- {self.std_error:.2f} nats{side}{other}{said}"
+        what = FACTOR if self.method == FACTOR else "log evidence"
+        return f"{what} {self.value:.{digits}f} +- {self.std_error:.2f} nats{side}{other}{said}"
 
     def __sub__(self, other: "Evidence") -> "Evidence":
         if not isinstance(other, Evidence):
             return NotImplemented
         side = _SIDES.get((self.bound, other.bound))
         if side is None:
-            raise BadInput(f"evidence: got an {self.bound} side minus an {other.bound} side, which has no meaning")
+            raise BadInput(f"evidence: got side {self.bound!r} minus side {other.bound!r}, a difference without meaning")
         if self.data and other.data and self.data != other.data:
             raise BadInput("evidence: these are of different data (or of different codings of them): no Bayes factor")
         error = math.hypot(self.std_error, other.std_error)
-        return Evidence(self.value - other.value, error, side, method="log Bayes factor")
+        return Evidence(self.value - other.value, error, side, method=FACTOR)
 
     def __lt__(self, other: "Evidence") -> bool:
         return (self - other).value < 0
