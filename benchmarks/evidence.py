@@ -39,7 +39,7 @@ from pyro_invariance.sites import Marginalised
 from pyro_invariance.traces import observed
 
 ALPHA, ROUNDING = 0.01, 1e-6  # of all tests of a part together; nats
-ERROR, GAUSSIAN, WIDTH, SECONDS = 0.05, 0.05, 0.5, 60.0  # nats, nats, nats, and wall seconds of a sandwich
+ERROR, GAUSSIAN, WIDTH, SECONDS = 0.05, 0.05, 0.5, 60.0  # nats, nats, nats, and seconds of a sandwich
 CHAINS = 512  # for an error of 0.05 nats in 30 dimensions
 
 
@@ -277,10 +277,10 @@ def sandwiches() -> dict[str, Callable[[int], Evidence]]:
     entry = zoo.load("orbit_gp")
     data = entry.data("rotation", 0, size=100)
     rotation = next(h for h in entry.hypotheses(data) if h.label == "rotation")
-    posed = Problem(Marginalised(Posed(template)), (torch.zeros(20, 1, 6, 32),))
+    posed = Problem(Marginalised(Posed(template), nodes=32), (torch.zeros(20, 1, 6, 32),))
     return {
         "logistic": lambda seed: bdmc(Problem(logistic, (x, torch.zeros(100))), seed=seed),
-        "posed": lambda seed: bdmc(posed, seed=seed, start="guide", chains=32),
+        "posed": lambda seed: bdmc(posed, seed=seed, start="guide", chains=16),
         "orbit_gp": lambda seed: bdmc(
             Problem(rotation.model, rotation.prepare(data)), seed=seed, start="guide", chains=16
         ),
@@ -297,13 +297,13 @@ def sandwich(seeds: int = 3) -> bool:
         for seed in range(seeds):
             began = time.process_time()
             found = run(seed)
-            width = float(found.width or 0.0)
-            fine = width <= WIDTH and found.seconds <= SECONDS and max(found.std_error, found.upper_error) <= WIDTH / 2
+            width, spent = float(found.width or 0.0), time.process_time() - began  # on one thread: wall if quiet
+            fine = width <= WIDTH and spent <= SECONDS and max(found.std_error, found.upper_error) <= WIDTH / 2
             good &= fine
             print(
                 f"{name:12} {seed:4} {found.value:9.3f} {found.std_error:6.3f} {found.upper:9.3f} "
                 f"{found.upper_error:6.3f} {width:6.3f} {found.ess:5.1f} {found.seconds:4.0f} "
-                f"{time.process_time() - began:5.0f}{'' if fine else '  missed'}",
+                f"{spent:5.0f}{'' if fine else '  missed'}",
                 flush=True,
             )
     return good

@@ -33,7 +33,7 @@ from pyro_invariance.typing import BadInput, checked_seed
 LEAPS = 3  # of a trajectory
 QUARTER = math.pi / 2  # of a period: a normal density sends longer trajectories back to where they came from
 ACCEPT = 0.8  # share of proposals that the step size aims at
-PILOT, SETTLE = 32, 3  # temperatures of the first run, transitions at each
+PILOT, SETTLE = 20, 3  # temperatures of the first run, transitions at each
 CHAINS = 128  # as many as one evaluation takes without being much slower than a single one
 FINE, MOST = 0.1, 2000  # nats that the two sides may differ by were mixing perfect, temperatures at most
 CLIMBS = 2  # to a mode, for the shape of the steps
@@ -249,7 +249,7 @@ def _plan(path: _Path, problem: Problem, seed: int, chains: int) -> _Plan:
         low, high = (point.end - point.begin).quantile(torch.tensor([0.25, 0.75])).tolist()
         spread.append((high - low) / 1.35)  # of a normal, its standard deviation; some chains may be far out
     length = np.concatenate([[0.0], np.cumsum((np.array(spread[1:]) + spread[:-1]) / 2 * np.diff(coarse))])
-    count = int(np.clip(length[-1] ** 2 / FINE, 2 * PILOT, MOST))
+    count = int(np.clip(length[-1] ** 2 / FINE, PILOT, MOST))
     betas = np.interp(np.linspace(0, length[-1], count + 1), length, coarse).tolist()
     return _Plan(betas, np.interp(betas, coarse, steps).tolist(), [factor(beta) for beta in betas])
 
@@ -259,7 +259,7 @@ def _run(path: _Path, plan: _Plan, z: Tensor, direction: Literal["forward", "bac
     betas, point = plan.betas, path.at(z)
     order = list(range(len(betas)))[:: 1 if direction == "forward" else -1]
     if direction == "backward":  # exact draws stay exact, and chains that begin alike part
-        for _ in range(2 * PILOT):
+        for _ in range(PILOT):
             z, point, _ = _leap(path, z, point, 1.0, plan.steps[-1], plan.factors[-1])
     logs = torch.zeros(len(z))
     for now, following in tqdm(list(pairwise(order)), desc=f"annealing {direction}", disable=not sys.stderr.isatty()):

@@ -81,7 +81,7 @@ def _part(model: Callable, log_joint: LogJoint, mode: Tensor, cholesky: Tensor, 
         before, drawn = _shape(guide), draw(guide, log_joint, count=DRAWS, seed=seed)
         if (elbo(drawn).looseness or 0.0) <= TIGHT:
             return _Part(before, log_mean(drawn.log_weights), None)
-        _, last = train(guide, log_joint, steps=STEPS, particles=4, seed=seed)
+        _, last = train(guide, log_joint, steps=STEPS, particles=2, seed=seed)
         after = draw(guide, log_joint, count=DRAWS, seed=seed, before=last)
     if after.log_weights.mean() < drawn.log_weights.mean():
         return _Part(before, log_mean(drawn.log_weights), 0.0)
@@ -89,7 +89,7 @@ def _part(model: Callable, log_joint: LogJoint, mode: Tensor, cholesky: Tensor, 
 
 
 def _shape(guide: SkewNormal) -> tuple[Tensor, ...]:
-    found = guide.mode + guide.cholesky @ guide.loc, guide.cholesky @ guide.scale_tril, guide.skew, guide.tail
+    found: Any = (guide.mode + guide.cholesky @ guide.loc, guide.cholesky @ guide.scale_tril, guide.skew, guide.tail)
     return tuple(tensor.detach().clone() for tensor in found)
 
 
