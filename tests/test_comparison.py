@@ -65,5 +65,5 @@ def test_probabilities_need_values_that_are_known():
     assert probabilities(narrow) == pytest.approx({"a": 0.5, "b": 0.5})
     assert probabilities(narrow | {"b": LOW}) is None
     assert probabilities(narrow | {"b": replace(LOW, upper=-98.9)}) is None
-    assert probabilities(narrow | {"b": replace(LOW, upper=-99.5, upper_error=0.5)}) is None  # known to 1 nat, not better
+    assert probabilities(narrow | {"b": replace(LOW, upper=-99.5, upper_error=0.5)}) is None  # not known well
     assert probabilities({"a": Evidence(0.0, 0.0, "estimate")}) is None

@@ -6,12 +6,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from pyro_invariance.evidence.comparison import FLOOR
 from pyro_invariance.modes import SCOUT
 from pyro_invariance.plotting.base import VERDICTS, new_axes, of_base
 from pyro_invariance.profiles import Profile
 from pyro_invariance.results import Selection, describe_extents
 from pyro_invariance.sensitivity import prior_sensitivity
-from pyro_invariance.evidence.comparison import FLOOR
 from pyro_invariance.zoo import Extent
 
 
