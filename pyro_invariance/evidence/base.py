@@ -145,7 +145,7 @@ class Evidence:
             return NotImplemented
         side = _SIDES.get((self.bound, other.bound))
         if side is None:
-            raise BadInput(f"evidence: got side {self.bound!r} minus side {other.bound!r}, a difference without meaning")
+            raise BadInput(f"evidence: got side {self.bound!r} minus side {other.bound!r}, which means nothing")
         if self.data and other.data and self.data != other.data:
             raise BadInput("evidence: these are of different data (or of different codings of them): no Bayes factor")
         error = math.hypot(self.std_error, other.std_error)
