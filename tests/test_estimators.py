@@ -361,7 +361,7 @@ MEANING = {
 def test_difference_of_every_pair_of_sides(a, b):
     one, other = Evidence(3.0, 0.3, a), Evidence(1.0, 0.4, b)
     if (a, b) not in MEANING:
-        with pytest.raises(BadInput, match="no meaning"):
+        with pytest.raises(BadInput, match="means nothing"):
             one - other
         return
     assert (one - other).bound == MEANING[a, b]
@@ -418,3 +418,30 @@ def test_bounds_of_two_hypotheses(entry):
 @pytest.mark.parametrize("entry", zoo.names())
 def test_bounds_of_every_hypothesis(entry):
     check_hypotheses(entry, lambda label: True)
+
+
+@pytest.mark.parametrize("estimator", [elbo, iwae, psis, ais, bdmc], ids=lambda e: e.__name__)
+@pytest.mark.parametrize("count", [1, 0, -3, 2.5, "10", None], ids=str)
+def test_counts_are_whole_and_two_or_more(estimator, count):
+    name = "chains" if estimator in (ais, bdmc) else "draws"
+    with pytest.raises(BadInput, match=name):
+        estimator(Problem(lambda: None), seed=0, **{name: count})
+
+
+@pytest.mark.parametrize("estimator", [elbo, iwae, psis, laplace, ais, bdmc, exact], ids=lambda e: e.__name__)
+def test_a_model_is_no_problem(estimator):
+    with pytest.raises(BadInput, match="problem: got function"):
+        estimator(lambda: None, seed=0)
+
+
+def test_draws_outside_of_the_support_are_refused():
+    def positive(y: Tensor) -> None:
+        rate = pyro.sample("rate", dist.Exponential(torch.tensor(1.0)))
+        pyro.sample("y", dist.Poisson(rate), obs=y)
+
+    def guide(y: Tensor) -> None:
+        rate = pyro.sample("any", dist.Normal(torch.tensor(3.0), 1.5), infer={"is_auxiliary": True})
+        pyro.sample("rate", dist.Delta(rate))
+
+    with pytest.raises(BadInput, match="'rate'"):
+        psis(Problem(positive, (torch.tensor(2.0),), guide), seed=0)

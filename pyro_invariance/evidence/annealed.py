@@ -25,10 +25,10 @@ from pyro_invariance.evidence.base import Evidence, LogJoint, require_finite
 from pyro_invariance.evidence.fitted import guided, log_mean, modes, prior_draws
 from pyro_invariance.evidence.laplace import laplace
 from pyro_invariance.evidence.mapped import Draws, Mapped
-from pyro_invariance.evidence.problem import Problem
+from pyro_invariance.evidence.problem import Problem, checked_call
 from pyro_invariance.evidence.weights import effective, jackknife
 from pyro_invariance.numerics import float64
-from pyro_invariance.typing import BadInput, checked_seed
+from pyro_invariance.typing import BadInput
 
 LEAPS = 3  # of a trajectory
 QUARTER = math.pi / 2  # of a period: a normal density sends longer trajectories back to where they came from
@@ -59,7 +59,8 @@ def ais(problem: Problem, *, seed: int, start: Start = "prior", chains: int = CH
     chains : int
         Independent ones; the standard error is a jackknife over them.
     """
-    begin, seed = time.perf_counter(), checked_seed(seed)
+    begin = time.perf_counter()
+    checked_call(problem, seed, chains=chains)
     path = _Path.of(problem, seed, start)
     with poutine.seed(rng_seed=seed):
         plan = _plan(path, problem, seed + 1, chains)
@@ -80,7 +81,8 @@ def bdmc(problem: Problem, *, seed: int, start: Start = "prior", chains: int = C
     problem, seed, start, chains
         As for `ais`; a guide is fitted to the simulated data.
     """
-    begin, seed = time.perf_counter(), checked_seed(seed)
+    begin = time.perf_counter()
+    checked_call(problem, seed, chains=chains)
     simulated, truth = problem.simulate(seed)
     simulated = replace(simulated, guide=None)
     path = _Path.of(simulated, seed + 1, start)  # another seed: nothing that is fixed now may know the truth
@@ -169,7 +171,9 @@ class _Path:
         z = torch.where(lost[:, None], 0.0, z.detach()).requires_grad_()
         try:
             terms = self.both({"z": z})
-        except (torch.linalg.LinAlgError, ValueError):  # a singular matrix somewhere: look at each point
+        except (torch.linalg.LinAlgError, ValueError) as error:  # a singular matrix somewhere: look at each point
+            if isinstance(error, BadInput) and error.__cause__ is None:
+                raise  # the model itself is wrong
             if len(z) == 1:
                 nothing = torch.full((1,), -math.inf)
                 return _Point(nothing, nothing, torch.zeros_like(z), torch.zeros_like(z))

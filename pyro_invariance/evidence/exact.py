@@ -7,12 +7,12 @@ from collections.abc import Callable
 import torch
 
 from pyro_invariance.evidence.base import Evidence
-from pyro_invariance.evidence.problem import Problem
+from pyro_invariance.evidence.problem import Problem, checked_call
 from pyro_invariance.evidence.sitewise import is_finite, latent
 from pyro_invariance.evidence.watched import named
 from pyro_invariance.numerics import float64
 from pyro_invariance.traces import observed
-from pyro_invariance.typing import BadInput, checked_seed
+from pyro_invariance.typing import BadInput
 
 
 @float64()
@@ -29,8 +29,8 @@ def exact(problem: Problem, *, seed: int = 0) -> Evidence:
         Naming the continuous site that is left.
     """
     start = time.perf_counter()
+    checked_call(problem, seed)  # as for the other estimators; nothing here is random
     problem.require_all_data()
-    checked_seed(seed)  # as for the other estimators; nothing here is random
     offered = getattr(problem.model, "log_evidence", None)
     value = _sum(problem) if offered is None else _closed_form(problem, offered)
     if not math.isfinite(value):

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_invariance.evidence.base import Evidence, LogJoint, require_finite
 from pyro_invariance.evidence.laplace import Mode, maximise
 from pyro_invariance.evidence.laplace import laplace as normal_at
-from pyro_invariance.evidence.problem import Problem
+from pyro_invariance.evidence.problem import Problem, checked_call
 from pyro_invariance.evidence.variational import draw, elbo, train
 from pyro_invariance.guides import SinhArcsinh, SkewNormal
 from pyro_invariance.numerics import float64
@@ -134,7 +134,9 @@ def laplace(problem: Problem, *, seed: int, starts: int = STARTS) -> Evidence:
     FloatingPointError
         If `H` is not positive definite: the climb ended on a ridge.
     """
-    begin, log_joint = time.perf_counter(), problem.log_joint
+    begin = time.perf_counter()
+    checked_call(problem, seed)
+    log_joint = problem.log_joint
     if log_joint.size == 0:
         raise BadInput("model: it has no continuous latent site, so that its evidence is exact: use exact")
     found = modes(problem, seed, starts)

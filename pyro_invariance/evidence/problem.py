@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -115,3 +116,13 @@ class Problem:
         data = {name: drawn[name]["value"] for name in names}
         truth = {name: drawn[name]["value"] for name in latent(self.trace)}
         return replace(self, model=poutine.condition(Free()(self.model), data=data)), truth
+
+
+def checked_call(problem: Problem, seed: int, **counts: int) -> None:
+    """Raise `BadInput` unless an estimator was given a problem, a seed and whole numbers of 2 or more."""
+    if not isinstance(problem, Problem):
+        raise BadInput(f"problem: got {type(problem).__name__}; a Problem(model, args, guide) is accepted")
+    checked_seed(seed)
+    for name, count in counts.items():
+        if not isinstance(count, Integral) or count < 2:
+            raise BadInput(f"{name}: got {count!r}; a whole number, 2 or more, is accepted")

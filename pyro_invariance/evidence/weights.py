@@ -16,13 +16,13 @@ from torch import Tensor
 from pyro_invariance.evidence.base import Evidence, require_finite
 from pyro_invariance.evidence.fitted import guided, log_mean
 from pyro_invariance.evidence.mapped import Draws, Mapped
-from pyro_invariance.evidence.problem import Problem
+from pyro_invariance.evidence.problem import Problem, checked_call
 from pyro_invariance.evidence.sitewise import is_finite, latent
 from pyro_invariance.numerics import float64
 from pyro_invariance.traces import Trace, enumerable, free_dim, samples, score
 from pyro_invariance.typing import BadInput, checked_seed
 
-DRAWS = 10_000  # 1,000 miss a third of the guides that are bad
+DRAWS = 10_000  # from fewer, k-hat misses more of the guides that are bad
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,10 @@ def elbo(problem: Problem, *, seed: int, draws: int = DRAWS, loss: Callable[[], 
         Naming the site that is wrong, see `Problem`.
     """
     start = time.perf_counter()
+    checked_call(problem, seed, draws=draws)
     if loss is not None:
+        if not callable(loss):
+            raise BadInput(f"loss: got {type(loss).__name__}; one of Pyro's, TraceMeanField_ELBO for instance")
         values = _losses(problem, seed, min(draws, 1000), loss)
         found = Evidence(float(values.mean()), float(values.std()) / math.sqrt(len(values)), "lower", draws=len(values))
         return replace(found, method=f"elbo ({_name(loss)})", data=problem.digest, seconds=time.perf_counter() - start)
@@ -103,8 +106,9 @@ def iwae(problem: Problem, *, seed: int, particles: int = 64, draws: int = DRAWS
     standard error is theirs.
     """
     start = time.perf_counter()
+    checked_call(problem, seed, particles=particles, draws=draws)
     groups = draws // particles
-    if particles < 1 or groups < 2:
+    if groups < 2:
         raise BadInput(f"particles: got {particles} of {draws} draws; at least two groups of them are needed")
     problem, fitted = guided(problem, seed)
     logs = weigh(problem, draws=groups * particles, seed=seed).log
@@ -133,6 +137,7 @@ def psis(problem: Problem, *, seed: int, draws: int = DRAWS) -> Evidence:
     standard error is a jackknife.
     """
     start = time.perf_counter()
+    checked_call(problem, seed, draws=draws)
     problem, fitted = guided(problem, seed)
     smoothed, khat = smooth(weigh(problem, draws=draws, seed=seed).log)
     return Evidence(
@@ -190,8 +195,6 @@ def _name(loss: Any) -> str:
 @torch.no_grad()
 def weigh(problem: Problem, *, draws: int, seed: int) -> Weights:
     """Draw from the guide and evaluate both densities, many draws at once where model and guide allow it."""
-    if draws < 2:
-        raise BadInput(f"draws: got {draws}; 2 or more are accepted")
     problem.require_all_data()
     guided = {name for name in latent(problem.guide_trace) if name in problem.trace}
     summed = {name for name, site in latent(problem.trace).items() if is_finite(site)} - guided
@@ -206,6 +209,9 @@ def weigh(problem: Problem, *, draws: int, seed: int) -> Weights:
     with poutine.seed(rng_seed=checked_seed(seed)):
         values, log_q = _draw(problem, draws)
         values = {name: value for name, value in values.items() if name in guided}
+        for name, value in values.items():
+            if not latent(problem.trace)[name]["fn"].support.check(value).all():
+                raise BadInput(f"guide: site {name!r} has draws outside of its support in the model")
         terms = Mapped(density)(values)
     for name, term in terms.items():
         if not torch.isfinite(term).all():
