@@ -146,7 +146,7 @@ def agreement(result: results.Selection) -> list[str]:
         return []
     rows = [
         f"{label:16} {site:12} mean off by {a.difference:+.2f} sd, sd x {a.ratio:.2f} "
-        f"(NUTS: R-hat {a.rhat:.3f}, ESS {a.ess:.0f}){'' if a.agrees else ': DIFFERS'}"
+        f"(NUTS: R-hat {a.rhat:.3f}, ESS {a.ess:.0f}): {a.words}"
         for label, sites in result.scrutiny.agreement.items()
         for site, a in sites.items()
     ]
@@ -205,6 +205,8 @@ def _check(chosen: argparse.Namespace) -> int:
     checked_seed(chosen.seed)
     if chosen.simulations < 20:
         raise BadInput(f"simulations: got {chosen.simulations}; 20 or more tell something")
+    if chosen.jobs is not None and chosen.jobs < 1:
+        raise BadInput(f"jobs: got {chosen.jobs}; 1 or more")
     out, checks = _writable(chosen.out, ".png"), []
     options = {"simulations": chosen.simulations, "seed": chosen.seed, "jobs": chosen.jobs}
     for found in examine(chosen.entry, chosen.hypothesis, **options):

@@ -179,11 +179,11 @@ def fit(hypothesis: Hypothesis, data: Dataset, seed: int = 0) -> Fit:
     ]
 
     parts = [_part(hypothesis, log_joint, mode, seed) for mode in distinct(log_joint, modes)]
-    guide, before, drawn = parts[0].guide, parts[0].before, parts[0].drawn
+    guide, before = parts[0].guide, parts[0].before
     if len(parts) > 1:
         shares = torch.stack([part.drawn.log_weights.mean() for part in parts])
         guide, before = (Mixture([getattr(part, name) for part in parts], shares) for name in ("guide", "before"))
-        drawn = draw(guide, log_joint, count=DRAWS, seed=seed + ROUNDS, before=before)
+    drawn = draw(guide, log_joint, count=DRAWS, seed=seed + ROUNDS + 1, before=before)  # fresh: nothing knows of them
     left = POSTERIOR - DRAWS
     more = posterior(evaluate, scouts, guide, left) if cheap else guide.sample(torch.Size([left]))
     draws = _constrained(log_joint, torch.cat([drawn.z, more]))
@@ -241,7 +241,7 @@ def _part(hypothesis: Hypothesis, log_joint: LogJoint, mode: Mode, seed: int) ->
     for rounds in range(ROUNDS):  # twice the steps each time, until fresh draws say that the bound is tight
         more, before = train(guide, log_joint, steps=STEPS * 2**rounds, particles=PARTICLES, seed=seed + rounds)
         path += more
-        drawn = draw(guide, log_joint, count=DRAWS, seed=seed + ROUNDS, before=before)
+        drawn = draw(guide, log_joint, count=DRAWS // 2, seed=seed + ROUNDS, before=before)
         evidence = elbo(drawn)
         if (evidence.looseness or 0.0) < TIGHT and evidence.std_error < TIGHT / 2:
             break

@@ -91,6 +91,18 @@ class Agreement:
     ess: float
 
     @property
+    def meaningful(self) -> bool:
+        """Whether the chains met and are long enough."""
+        return self.rhat < 1.05 and self.ess > 100
+
+    @property
+    def words(self) -> str:
+        """The outcome in words."""
+        if not self.meaningful:
+            return "chains did not meet"
+        return "agrees" if self.agrees else "differs"
+
+    @property
     def agrees(self) -> bool:
         """Whether mean and standard deviation are within `MEAN` and `SD`."""
         return abs(self.difference) < MEAN and abs(self.ratio - 1) < SD

@@ -108,7 +108,7 @@ def cautions(selection: Selection) -> list[str]:
         )
     for label, reason in selection.failed.items():
         found.append(f"{label} was not fitted: {reason}.")
-    if not selection.scrutiny:
+    if any(f.evidence.bound == "lower" and f.evidence.upper is None for f in selection.fits):
         found.append("Upper sides were not searched densely, so that nothing is certified (select ... --check does).")
     for f in selection.fits:
         e = f.evidence

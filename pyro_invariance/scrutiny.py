@@ -44,8 +44,8 @@ class Scrutiny:
 
     @property
     def passed(self) -> bool:
-        """Whether the posteriors of all sites agree."""
-        return all(a.agrees for sites in self.agreement.values() for a in sites.values())
+        """Whether the posteriors of all sites agree with chains that can be trusted."""
+        return all(a.agrees and a.meaningful for sites in self.agreement.values() for a in sites.values())
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -110,7 +110,7 @@ def upper_side(hypothesis: Hypothesis, data: Dataset, seed: int) -> float:
     for mode in sorted(climbed, key=lambda m: -m.value):
         if len(tops) < POLISHED and all(float((mode.z - top).abs().max()) > APART for top in tops):
             tops.append(mode.z)
-    return max(maximise(every, top, prior=False, gtol=0.5, max_iter=40).value for top in tops)
+    return max(maximise(every, top, prior=False, gtol=0.05, max_iter=100).value for top in tops)
 
 
 @float64()

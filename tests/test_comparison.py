@@ -67,3 +67,25 @@ def test_probabilities_need_values_that_are_known():
     assert probabilities(narrow | {"b": replace(LOW, upper=-98.9)}) is None
     assert probabilities(narrow | {"b": replace(LOW, upper=-99.5, upper_error=0.5)}) is None  # not known well
     assert probabilities({"a": Evidence(0.0, 0.0, "estimate")}) is None
+
+
+def test_an_upper_side_says_nothing_good_of_its_model():
+    found = compare(Evidence(0.0, 0.0, "upper"), Evidence(-100.0, 0.0, "lower"))
+    assert found.better == "undecided"
+    assert compare(Evidence(-100.0, 0.0, "upper"), Evidence(0.0, 0.0, "lower")).better == "second"
+
+
+@pytest.mark.parametrize("wrong", [{"value": math.nan}, {"bound": "bogus"}, {"std_error": math.nan}], ids=str)
+def test_an_evidence_is_a_number_with_a_side(wrong):
+    with pytest.raises(BadInput, match="finite nats"):
+        replace(LOW, **wrong)
+    with pytest.raises(BadInput, match="two Evidence"):
+        compare(LOW, 1.0)
+
+
+def test_sides_that_cross_are_said_to():
+    assert "cross" in " ".join(replace(LOW, upper=-105.0).cautions)
+    assert replace(LOW, upper=-99.0).cautions == []
+    other = {"a": Evidence(0.0, 0.0, "exact", data="a"), "b": Evidence(0.0, 0.0, "exact", data="b")}
+    assert probabilities(other) is None
+    assert probabilities({}) is None

@@ -423,7 +423,7 @@ def test_training_depends_on_the_seed_only():
 
 def test_elbo_of_few_draws():
     one = Draws(torch.zeros(1, 2), torch.tensor([-1.0]), torch.tensor([-3.0]), torch.tensor([-2.0]))
-    assert elbo(one) == Evidence(-2.0, 0.0, "lower", None, 0.0, None)
+    assert elbo(one) == Evidence(-2.0, 0.0, "lower", None, 0.0, None, draws=1)
     two = replace(one, log_prior=torch.tensor([-1.0, 1.0]))
     evidence = elbo(replace(two, log_likelihood=torch.zeros(2), log_guide=torch.zeros(2)))
     assert evidence.value == 0.0
@@ -533,3 +533,13 @@ def test_climb_comes_back_from_beyond_the_edge(start):
     log_joint = LogJoint(lambda: pyro.sample("site", dist.LogNormal(torch.tensor(-1.0), 2.0)))
     mode = maximise(log_joint, torch.tensor([start]))
     assert float(mode.z) == pytest.approx(-1.0, abs=0.8)
+
+
+def test_climbs_reach_as_far_as_a_site_on_the_line_does():
+    def far(y: Tensor) -> None:
+        place = pyro.sample("place", dist.Normal(torch.tensor(100.0), 10.0))
+        pyro.sample("y", dist.Normal(place, torch.ones(3)).to_event(1), obs=y)
+
+    log_joint = LogJoint(far, (torch.full((3,), 90.0),))
+    assert float(maximise(log_joint, torch.zeros(1), gtol=1e-6).z) == pytest.approx(90.0, abs=0.1)
+    assert float(maximise(log_joint, torch.zeros(1), prior=False, gtol=1e-6).z) == pytest.approx(90.0, abs=1e-3)

@@ -288,3 +288,53 @@ def test_exact_refuses_data_that_cannot_occur():
 
     with pytest.raises(BadInput, match=r"site y; accepted are data that can occur"):
         exact(Problem(model))
+
+
+def test_a_factor_is_no_simulator():
+    def model() -> None:
+        z = pyro.sample("z", dist.Normal(torch.tensor(0.0), 1.0))
+        pyro.factor("tilt", -6 * z)
+        pyro.sample("y", dist.Normal(z, 1.0), obs=torch.tensor(1.0))
+
+    with pytest.raises(BadInput, match="'tilt' is a factor"):
+        Problem(model).simulate(0)
+
+
+def test_data_behind_a_mask_are_other_data():
+    def digest(*mask: bool) -> str:
+        def model() -> None:
+            mean = pyro.sample("mean", dist.Normal(torch.tensor(0.0), 1.0))
+            with pyro.plate("data", 2), pyro.poutine.mask(mask=torch.tensor(mask)):
+                pyro.sample("y", dist.Normal(mean, 1.0), obs=torch.ones(2))
+
+        return Problem(model).digest
+
+    assert digest(True, False) == digest(True, False)
+    assert digest(True, False) != digest(False, True)
+
+
+def without_jacobian() -> None:
+    u = pyro.sample("u", dist.Normal(torch.tensor(0.5), 0.1), infer={"is_auxiliary": True})
+    pyro.sample("z", dist.Delta(u.exp()))
+
+
+def narrow() -> None:
+    pyro.sample("z", dist.Uniform(-0.1, torch.tensor(0.1)))
+
+
+@pytest.mark.parametrize(
+    ("prior", "guide", "words"),
+    [
+        (lambda: dist.VonMises(torch.tensor(0.0), 0.1), None, "periodic"),
+        (lambda: dist.Normal(torch.tensor(0.0), 1.0), narrow, "leaves out"),
+        (lambda: dist.Exponential(torch.tensor(1.0)), without_jacobian, "Jacobian"),
+    ],
+    ids=["periodic prior", "narrow guide", "no Jacobian"],
+)
+def test_densities_that_are_none_are_refused(prior, guide, words):
+    def model() -> None:
+        z = pyro.sample("z", prior())
+        pyro.sample("y", dist.Normal(z, 1.0), obs=torch.tensor(1.0))
+
+    with pytest.raises(BadInput, match=f"'z'.*{words}"):
+        _ = Problem(model, (), guide).guide_trace if guide else Problem(model).trace

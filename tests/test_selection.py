@@ -171,7 +171,7 @@ def test_turns_are_not_taken_for_a_mirror():
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**70])
 def test_seeds_that_no_generator_takes_are_refused(seed, tiny):
-    with pytest.raises(BadInput, match=r"seed: got .*; 0 to 4294967195"):
+    with pytest.raises(BadInput, match=r"seed: got .*; a whole number from 0 to 4294967195"):
         select(tiny, hypotheses=["null"], seed=seed)
 
 

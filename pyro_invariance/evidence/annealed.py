@@ -74,7 +74,9 @@ def bdmc(problem: Problem, *, seed: int, start: Start = "prior", chains: int = C
 
     The result is of the simulated data, not of the problem's own: it says how far annealing, or another estimator on
     `problem.simulate(seed)`, can be trusted on data like these.  `value` is the lower side, `upper` the upper one;
-    `data` is the digest of the simulated data.
+    `data` is the digest of the simulated data.  All backward chains begin at the one exact draw that comes with the
+    data: the upper side is one on average over such draws, and `upper_error`, a jackknife over the chains, knows
+    nothing of what another draw would have given.
 
     Parameters
     ----------
@@ -124,6 +126,8 @@ class _Path:
         if log_joint.size == 0:
             raise BadInput("model: it has no continuous latent site, so that its evidence is exact: use exact")
         density = None
+        if problem.guide is not None:
+            _ = problem.guide_trace  # looked over
         if start == "guide":
             guide = guided(problem, seed)[0].guide
             if not isinstance(guide, AutoContinuous):

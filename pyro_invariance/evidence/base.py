@@ -4,7 +4,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from pyro import poutine
@@ -95,6 +95,13 @@ class Evidence:
     data: str = ""
     seconds: float = 0.0
 
+    def __post_init__(self) -> None:
+        if self.bound not in get_args(Bound) or not math.isfinite(self.value) or not self.std_error >= 0:
+            raise BadInput(
+                f"evidence: got {self.value} +- {self.std_error} ({self.bound}); finite nats and one of "
+                f"{', '.join(get_args(Bound))} are accepted"
+            )
+
     @property
     def lower_side(self) -> float | None:
         """What the evidence is at least, up to `std_error`."""
@@ -126,6 +133,8 @@ class Evidence:
             found.append(f"still moving by {self.drift:.1f} nats")
         if self.restart_spread is not None and self.restart_spread > LOOSE:
             found.append(f"starts differ by {self.restart_spread:.1f} nats")
+        if self.upper is not None and self.value - self.upper > 3 * math.hypot(self.std_error, self.upper_error) + 1e-6:
+            found.append(f"its two sides cross by {self.value - self.upper:.1f} nats")
         if self.ess is not None and self.ess < 5 and self.draws > 5:
             found.append(f"{self.ess:.1f} effective draws of {self.draws}")
         return found
@@ -263,6 +272,8 @@ class LogJoint:
                 continue
             if name in values:
                 prior = prior + site["log_prob_sum"]
+            elif not site["is_observed"]:
+                raise BadInput(f"model: site {name!r} is there for some values only; fixed sites are accepted")
             else:
                 likelihood = likelihood + site["log_prob_sum"]
         for part in parts:

@@ -17,8 +17,10 @@ from pyro_invariance.evidence.sitewise import (
     free_numbers,
     is_finite,
     is_improper,
+    is_periodic,
     is_point_mass,
     latent,
+    leaves_out,
     plain,
     reached,
     reaches_outside,
@@ -139,6 +141,11 @@ def _require_prior(name: str, site: Any, other: Any) -> None:
         raise BadInput(f"model: site {name!r} has an improper prior; evidence needs one that integrates to one")
     if is_point_mass(site):
         raise BadInput(f"model: site {name!r} has a point mass for its prior; use pyro.deterministic")
+    if is_periodic(site):
+        raise BadInput(
+            f"model: site {name!r} has a periodic prior, which does not integrate to one over the line that it says to "
+            "be its support; draw from densities.SoftUniform or from an interval of one period"
+        )
     infer = site["infer"] or {}
     if infer.get("num_samples") or (infer.get("enumerate") and not is_finite(site)):
         raise BadInput(f"model: site {name!r} is marked for enumeration, which takes all values of a finite support")
@@ -164,6 +171,8 @@ def _require_fit(name: str, site: Any, wanted: Any, other: Tensor) -> None:
     inside = all(bool(wanted["fn"].support.check(value).all()) for value in (site["value"], other))
     if not inside or (not is_point_mass(site) and reaches_outside(own, whole)):
         raise BadInput(f"guide: site {name!r} is drawn from {own}, which reaches outside of {whole} in the model")
+    if not is_point_mass(site) and leaves_out(own, whole):
+        raise BadInput(f"guide: site {name!r} is drawn from {own}, which leaves out a part of {whole} in the model")
 
 
 def _require_a_density(drawn: dict[str, Any], wanted: dict[str, Any], others: dict[str, Any]) -> None:
@@ -177,6 +186,14 @@ def _require_a_density(drawn: dict[str, Any], wanted: dict[str, Any], others: di
             f"guide: site {(fixed or masses)[0]!r} is a point mass, which has no density; the guide draws {random} of "
             f"{needed} numbers"
         )
+    numbers = torch.cat([site["value"].double().flatten() for name, site in drawn.items() if name not in masses])
+    for name in masses:
+        fn, value = drawn[name]["fn"], drawn[name]["value"]
+        if not torch.isin(value.double(), numbers).all() and not fn.log_prob(value).any():
+            raise BadInput(
+                f"guide: site {name!r} is a function of what was drawn; accepted with the Jacobian, "
+                "Delta(value, log_density=...)"
+            )
     if random > needed:
         extra = ", ".join(sorted(drawn.keys() - wanted.keys()))
         raise BadInput(f"guide: site {extra!r} is of no use to the model; {random} numbers are drawn, {needed} needed")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pyro_invariance.evidence.base import ENOUGH, KHAT, Evidence
+from pyro_invariance.typing import BadInput
 
 FLOOR = 10.0  # nats; shuffled labels alone give gaps up to 6
 
@@ -46,6 +47,8 @@ def compare(first: Evidence, second: Evidence, floor: float = FLOOR) -> Comparis
     BadInput
         If their sides, or their data, are not comparable; see `Evidence`.
     """
+    if not isinstance(first, Evidence) or not isinstance(second, Evidence):
+        raise BadInput(f"evidence: got {type(first).__name__} and {type(second).__name__}; two Evidence are accepted")
     gap, margin = (first - second).value, margin_of(first, second, floor=floor)
     ahead, behind = (first, second) if gap > 0 else (second, first)
     certified = clears(ahead, behind)
@@ -54,6 +57,8 @@ def compare(first: Evidence, second: Evidence, floor: float = FLOOR) -> Comparis
         worst = max(e.khat or 0.0 for e in blind)
         reason = f"a guide misses a tail of its posterior (k-hat {worst:.2f}), its bound is loose by an unknown amount"
         return Comparison("undecided", gap, margin, False, reason)
+    if ahead.bound == "upper":
+        return Comparison("undecided", gap, margin, False, "the larger one is known from above only")
     if abs(gap) <= margin:
         return Comparison("undecided", gap, margin, False, f"{abs(gap):.1f} nats, {margin:.1f} needed")
     return Comparison("first" if gap > 0 else "second", gap, margin, certified, "")
@@ -80,7 +85,10 @@ def probabilities(evidences: dict[str, Evidence]) -> dict[str, float] | None:
     """Posterior probabilities of models that are equally probable before; None unless each is known to within 1 nat.
 
     That is, exact, or sandwiched so that the sides, two standard errors further apart, are no more than 1 nat apart.
+    All must be of the same data.
     """
+    if not evidences or len({e.data for e in evidences.values() if e.data}) > 1:
+        return None
     for e in evidences.values():
         width = e.width
         if width is None or width + 2 * math.hypot(e.std_error, e.upper_error) > 1.0:

@@ -9,10 +9,11 @@ import torch
 from scipy.interpolate import CubicHermiteSpline
 from scipy.optimize import minimize
 from torch import Tensor
+from torch.distributions import identity_transform
 
 from pyro_invariance.evidence.base import LogJoint
 
-EDGE = 25.0  # of unconstrained space: exp(-25) is zero for every purpose, exp(-750) is zero in float64
+EDGE = 25.0  # of a coordinate that is a logarithm or a logit: exp(-25) is zero for every purpose
 
 
 @dataclass(frozen=True, eq=False)  # one is not another of equal values
@@ -37,10 +38,20 @@ class Mode:
     path: list[float]
 
 
+def _inside(log_joint: LogJoint, z: Tensor) -> Tensor:
+    """The nearest point within the edge of the coordinates that have one; a site on the whole line has none."""
+    edges = torch.full_like(z, EDGE)
+    for name, part in log_joint.slices.items():
+        transform = log_joint.transforms[name]
+        if getattr(transform, "base_transform", transform) == identity_transform:
+            edges[part] = torch.inf
+    return z.clamp(-edges, edges)
+
+
 def _objective(log_joint: LogJoint, prior: bool) -> Callable[[np.ndarray], tuple[float, np.ndarray]]:
     def negative(z: np.ndarray) -> tuple[float, np.ndarray]:
         point = torch.tensor(z, requires_grad=True)
-        beyond = point - point.detach().clamp(-EDGE, EDGE)
+        beyond = point - _inside(log_joint, point.detach())
         try:  # beyond the edge, the value there and its slope, and a way back
             log_prior, log_likelihood = log_joint.terms(point - beyond.detach())
         except torch.linalg.LinAlgError:  # a line search reached too far: a wall, with the way back
@@ -79,7 +90,7 @@ def maximise(
         options=options,
         callback=lambda intermediate_result: path.append(-float(intermediate_result.fun)),
     )
-    return Mode(torch.tensor(result.x).clamp(-EDGE, EDGE), -float(result.fun), result.hess_inv, path)
+    return Mode(_inside(log_joint, torch.tensor(result.x)), -float(result.fun), result.hess_inv, path)
 
 
 def laplace(log_joint: LogJoint, mode: Tensor, step: float = 0.02) -> tuple[Tensor, Tensor]:
@@ -190,6 +201,6 @@ def _margin(log_density: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
 
 def _value(log_joint: LogJoint, z: np.ndarray) -> float:
     try:
-        return -float(sum(log_joint.terms(torch.tensor(z).clamp(-EDGE, EDGE))))
+        return -float(sum(log_joint.terms(_inside(log_joint, torch.tensor(z)))))
     except torch.linalg.LinAlgError:
         return 1e12

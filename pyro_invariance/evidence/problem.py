@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.distributions import Unit
 from torch import Tensor
 
 from pyro_invariance.evidence.base import LogJoint
@@ -16,7 +17,7 @@ from pyro_invariance.evidence.checks import checked_guide, checked_model
 from pyro_invariance.evidence.sitewise import is_finite, latent, subsampled
 from pyro_invariance.evidence.watched import named, run
 from pyro_invariance.numerics import float64
-from pyro_invariance.traces import Free, Trace, enumerable, observed
+from pyro_invariance.traces import Free, Trace, enumerable, observed, samples
 from pyro_invariance.typing import BadInput, checked_seed
 
 
@@ -90,11 +91,13 @@ class Problem:
     def digest(self) -> str:
         """Digest of all observed values, whatever their sites are called and in whatever order they come."""
 
-        def of(value: Tensor) -> str:
-            plain = value.detach().cpu().double().contiguous()
-            return hashlib.sha256(str(tuple(plain.shape)).encode() + plain.numpy().tobytes()).hexdigest()
+        def of(site: Any) -> str:
+            masks = [m for m in (site["mask"], getattr(site["fn"], "_mask", None)) if m is not None]
+            seen = [torch.as_tensor(m).expand(site["fn"].batch_shape).flatten().double() for m in masks]
+            plain = torch.cat([site["value"].detach().cpu().double().flatten(), *seen])
+            return hashlib.sha256(str(tuple(site["value"].shape)).encode() + plain.numpy().tobytes()).hexdigest()
 
-        values = sorted(of(site["value"]) for site in observed(self.trace).values())
+        values = sorted(of(site) for site in observed(self.trace).values())
         return hashlib.sha256("".join(values).encode()).hexdigest()[:16]
 
     def require_all_data(self) -> None:
@@ -111,6 +114,8 @@ class Problem:
         The truth is an exact draw from the posterior of that problem.
         """
         names = observed(self.trace)
+        if factors := [name for name, site in samples(self.trace).items() if isinstance(site["fn"], Unit)]:
+            raise BadInput(f"model: site {factors[0]!r} is a factor, under which nothing can be drawn")
         with float64(), torch.no_grad():
             drawn: dict[str, Any] = run("model", Free()(self.model), self.args, checked_seed(seed)).nodes
         data = {name: drawn[name]["value"] for name in names}

@@ -5,7 +5,7 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.distributions import Delta, ImproperUniform
+from pyro.distributions import Delta, ImproperUniform, SineBivariateVonMises, VonMises
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -14,6 +14,8 @@ from torch.distributions import biject_to, constraints
 from pyro_invariance.evidence.watched import in_words, require_double, require_value
 from pyro_invariance.traces import Trace, samples
 from pyro_invariance.typing import BadInput
+
+HAIR = 1e-6  # that guides stay away from the ends of an interval
 
 
 def plain(trace: Trace) -> dict[str, Any]:
@@ -39,6 +41,11 @@ def follows(site: Any) -> bool:
 def is_point_mass(site: Any) -> bool:
     """Whether the distribution is a Delta, whatever it is wrapped in."""
     return isinstance(_wrapped(site["fn"])[-1], Delta)
+
+
+def is_periodic(site: Any) -> bool:
+    """Whether a density on the circle says that its support is the line."""
+    return any(isinstance(fn, VonMises | SineBivariateVonMises) for fn in _wrapped(site["fn"]))
 
 
 def is_improper(site: Any) -> bool:
@@ -136,6 +143,14 @@ def reaches_outside(own: Any, wanted: Any) -> bool:
     if all(bool(torch.isinf(end).all()) for end in (wanted_low, wanted_high)):
         return type(own) is not type(wanted)
     return bool((low < wanted_low).any() or (high > wanted_high).any())
+
+
+def leaves_out(own: Any, wanted: Any) -> bool:
+    """Whether a support lacks more than a hair of an interval, or of the line."""
+    if wanted.is_discrete:
+        return False
+    (low, high), (wanted_low, wanted_high) = ends(own), ends(wanted)
+    return bool((low > wanted_low + HAIR).any() or (high < wanted_high - HAIR).any())
 
 
 def _wrapped(fn: Any) -> list[Any]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyro_invariance.evidence.base import Evidence, LogJoint, require_finite
-from pyro_invariance.guides import Mixture, SkewNormal
+from pyro_invariance.guides import SkewNormal
 from pyro_invariance.traces import observed, predictive
 
 CLIP = 1.0  # nats per unit of the guide's coordinates: one draw far out must not throw it off
@@ -106,11 +106,11 @@ def train(
 
 @torch.no_grad()
 def draw(
-    guide: SkewNormal | Mixture, log_joint: LogJoint, *, count: int, seed: int, before: Distribution | None = None
+    guide: SkewNormal | Distribution, log_joint: LogJoint, *, count: int, seed: int, before: Distribution | None = None
 ) -> Draws:
     """Draw afresh from a fitted guide, or a mixture of them, and evaluate every term of the weights."""
     pyro.set_rng_seed(seed)
-    posterior = guide if isinstance(guide, Mixture) else guide.get_posterior()
+    posterior = guide.get_posterior() if isinstance(guide, SkewNormal) else guide
     z = posterior.sample(torch.Size([count]))
     terms, prior, density, replicates = [], defaultdict(list), defaultdict(list), defaultdict(list)
     for row in z:
@@ -158,6 +158,7 @@ def elbo(draws: Draws) -> Evidence:
         khat=pareto_khat(logs),
         looseness=sampled - value,
         drift=draws.drift,
+        draws=count,
     )
 
 

@@ -11,6 +11,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions import Delta
+from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 from torch import Tensor
 
 from pyro_invariance.evidence.base import Evidence, require_finite
@@ -74,8 +75,6 @@ def elbo(problem: Problem, *, seed: int, draws: int = DRAWS, loss: Callable[[], 
     start = time.perf_counter()
     checked_call(problem, seed, draws=draws)
     if loss is not None:
-        if not callable(loss):
-            raise BadInput(f"loss: got {type(loss).__name__}; one of Pyro's, TraceMeanField_ELBO for instance")
         values = _losses(problem, seed, min(draws, 1000), loss)
         found = Evidence(float(values.mean()), float(values.std()) / math.sqrt(len(values)), "lower", draws=len(values))
         return replace(found, method=f"elbo ({_name(loss)})", data=problem.digest, seconds=time.perf_counter() - start)
@@ -179,7 +178,9 @@ def _losses(problem: Problem, seed: int, draws: int, loss: Callable[[], Any]) ->
     guide, finite = problem.guide, {name for name, site in latent(problem.trace).items() if is_finite(site)}
     _ = problem.guide_trace
     model = enumerable(problem.model, finite - latent(problem.guide_trace).keys())
-    estimator = loss()
+    estimator = None if isinstance(loss, ELBO) or not callable(loss) else loss()
+    if not isinstance(estimator, Trace_ELBO | TraceGraph_ELBO | TraceEnum_ELBO):
+        raise BadInput("loss: got no lower bound; TraceMeanField_ELBO, TraceGraph_ELBO or TraceEnum_ELBO are accepted")
     with poutine.seed(rng_seed=checked_seed(seed)):
         values = torch.tensor([-estimator.loss(model, guide, *problem.args) for _ in range(draws)])
     if not torch.isfinite(values).all():
