@@ -32,8 +32,7 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 
 from pyro_invariance import BadInput
-from pyro_invariance.evidence import Problem, bdmc, compare, elbo, exact, iwae, laplace, psis
-from pyro_invariance.evidence.weights import smooth, weigh
+from pyro_invariance.evidence import Problem, bdmc, compare, elbo, exact, iwae, laplace, psis, smooth, weigh
 
 short = "PYRO_INVARIANCE_SHORT" in os.environ  # a quick run for the tests
 torch.set_default_dtype(torch.float64)

@@ -13,15 +13,15 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import TransformedDistribution
 
 from pyro_invariance.datasets import Dataset
 from pyro_invariance.evidence.base import Evidence, LogJoint, require_no_parameters
 from pyro_invariance.evidence.incremental import evaluator, posterior
-from pyro_invariance.evidence.laplace import Mode, laplace, lean, maximise
+from pyro_invariance.evidence.laplace import Mode, distinct, laplace, lean, maximise
 from pyro_invariance.evidence.variational import Draws, draw, elbo, train
-from pyro_invariance.guides import Mixture, SkewNormal
-from pyro_invariance.modes import climbed, distinct, few, meet, optimum, others, sought
+from pyro_invariance.guides import SkewNormal, mixture
+from pyro_invariance.modes import CLOSE, climbed, few, meet, optimum, others, sought
 from pyro_invariance.numerics import float64
 from pyro_invariance.processes import code_log_density
 from pyro_invariance.profiles import walk
@@ -178,11 +178,11 @@ def fit(hypothesis: Hypothesis, data: Dataset, seed: int = 0) -> Fit:
         if m.value > best.value - RIVAL
     ]
 
-    parts = [_part(hypothesis, log_joint, mode, seed) for mode in distinct(log_joint, modes)]
+    parts = [_part(hypothesis, log_joint, mode, seed) for mode in distinct(log_joint, modes, CLOSE)]
     guide, before = parts[0].guide, parts[0].before
     if len(parts) > 1:
         shares = torch.stack([part.drawn.log_weights.mean() for part in parts])
-        guide, before = (Mixture([getattr(part, name) for part in parts], shares) for name in ("guide", "before"))
+        guide, before = (mixture([getattr(part, name) for part in parts], shares) for name in ("guide", "before"))
     drawn = draw(guide, log_joint, count=DRAWS, seed=seed + ROUNDS + 1, before=before)  # fresh: nothing knows of them
     left = POSTERIOR - DRAWS
     more = posterior(evaluate, scouts, guide, left) if cheap else guide.sample(torch.Size([left]))
@@ -225,8 +225,8 @@ class _Part:
     """The guide at one mode, before the last tenth of its training too, with the Laplace approximation it began at."""
 
     normal: tuple[Tensor, Tensor]
-    guide: Distribution
-    before: Distribution
+    guide: TransformedDistribution
+    before: TransformedDistribution
     drawn: Draws
     path: list[float]
 
@@ -245,7 +245,7 @@ def _part(hypothesis: Hypothesis, log_joint: LogJoint, mode: Mode, seed: int) ->
         evidence = elbo(drawn)
         if (evidence.looseness or 0.0) < TIGHT and evidence.std_error < TIGHT / 2:
             break
-    return _Part(normal, guide.get_posterior(), before, drawn, path)
+    return _Part(normal, guide.get_posterior().fixed, before, drawn, path)
 
 
 def _profile(

@@ -4,11 +4,17 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from pyro.distributions import MultivariateNormal, TransformedDistribution, constraints
+from pyro.distributions import (
+    Categorical,
+    MixtureSameFamily,
+    MultivariateNormal,
+    TransformedDistribution,
+    constraints,
+)
 from pyro.infer.autoguide import AutoContinuous, init_to_sample
 from pyro.nn import PyroParam
 from torch import Tensor
-from torch.distributions import Categorical, Distribution, Transform
+from torch.distributions import Transform
 
 
 class SinhArcsinh(Transform):
@@ -97,7 +103,7 @@ class SkewNormal(AutoContinuous):
         self.skew = torch.nn.Parameter(torch.zeros_like(mode) if skew is None else skew.detach().clone())
         self.tail = PyroParam(torch.ones_like(mode) if tail is None else tail.detach().clone(), constraints.positive)
 
-    def get_posterior(self, *args: object, **kwargs: object) -> TransformedDistribution:
+    def get_posterior(self, *args: object, **kwargs: object) -> _Landing:
         """Return the distribution over the unconstrained latent vector."""
         parameters: Any = (self.loc, self.scale_tril, self.skew, self.tail)
         return _Landing(self._at(*parameters), self._at(*(p.detach().clone() for p in parameters)))
@@ -108,34 +114,22 @@ class SkewNormal(AutoContinuous):
         return TransformedDistribution(MultivariateNormal(torch.zeros_like(loc), scale_tril=factor), [shape])
 
 
-class Mixture(Distribution):
-    r"""Distributions of vectors side by side, one for each mode of a posterior.
-
-    .. math:: q(z) = \sum_k \pi_k q_k(z)
+def mixture(parts: Sequence[TransformedDistribution], logits: Tensor) -> MixtureSameFamily:
+    r"""Frozen posteriors of `SkewNormal` guides side by side, one for each mode, :math:`q(z) = \sum_k \pi_k q_k(z)`.
 
     Where components do not overlap, the evidence lower bound is largest at shares :math:`\pi_k` proportional to the
     exponential of their own bounds, and tight if these are.
 
     Parameters
     ----------
-    parts : sequence of Distribution
-        The components.
+    parts : sequence of TransformedDistribution over `[D]`
+        What `get_posterior().fixed` is of each.
     logits : Tensor `[K]`
         Log shares, up to a constant.
     """
-
-    arg_constraints = {}  # noqa: RUF012
-
-    def __init__(self, parts: Sequence[Distribution], logits: Tensor) -> None:
-        super().__init__(parts[0].batch_shape, parts[0].event_shape, validate_args=False)
-        self.parts, self.choice = parts, Categorical(logits=logits)
-
-    def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:
-        """Draw vectors `[*sample_shape, D]`."""
-        which = self.choice.sample(sample_shape)[..., None, None]
-        drawn = torch.stack([part.sample(sample_shape) for part in self.parts], -2)
-        return drawn.take_along_dim(which, -2).squeeze(-2)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Log density of vectors `[..., D]`."""
-        return (torch.stack([part.log_prob(value) for part in self.parts], -1) + self.choice.logits).logsumexp(-1)
+    shapes: Any = [part.transforms[0] for part in parts]
+    factor = torch.stack([part.base_dist.scale_tril for part in parts]).detach()
+    names = ("centre", "scale", "skew", "tail")
+    bent = SinhArcsinh(*(torch.stack([getattr(shape, name) for shape in shapes]).detach() for name in names))
+    normal = MultivariateNormal(torch.zeros_like(bent.centre), scale_tril=factor)
+    return MixtureSameFamily(Categorical(logits=logits), TransformedDistribution(normal, [bent]))

@@ -10,11 +10,11 @@ from torch import Tensor
 from pyro_invariance.datasets import Dataset
 from pyro_invariance.evidence.base import LogJoint
 from pyro_invariance.evidence.incremental import Points
-from pyro_invariance.evidence.laplace import Mode, laplace, maximise, valley
+from pyro_invariance.evidence.laplace import VALLEY, Mode, distinct, laplace, maximise, valley
 from pyro_invariance.zoo import Hypothesis
 
 SCOUT = 300  # items on which the starts are compared first
-CLOSE, VALLEY = 5.0, 0.5  # nats that a mode may be worse and still count, and that lie between two of them at least
+CLOSE = 5.0  # nats that a mode may be worse and still count
 SURPRISE, TALL = 2.0, 10.0  # nats above what known modes explain, and below the best of them
 
 
@@ -41,20 +41,10 @@ def climbed(hypothesis: Hypothesis, data: Dataset, log_joint: LogJoint, seed: in
     return found
 
 
-def distinct(log_joint: LogJoint, modes: Sequence[Mode]) -> list[Mode]:
-    """Modes with a valley between any two of them, best first; those that hold next to no mass are left out."""
-    ranked = sorted(modes, key=lambda m: -m.value)
-    kept: list[Mode] = []
-    for mode in ranked:
-        if mode.value > ranked[0].value - CLOSE and all(valley(log_joint, mode, other) > VALLEY for other in kept):
-            kept.append(mode)
-    return kept
-
-
 def sought(log_joint: LogJoint, modes: Sequence[Mode], prior: Points) -> list[Mode]:
     """Climb from the likeliest draw of the prior that Laplace approximations of the known modes do not explain."""
     explained = torch.full_like(prior.log_joint, max(m.value for m in modes) - TALL)
-    for mode in distinct(log_joint, modes):
+    for mode in distinct(log_joint, modes, CLOSE):
         centre, cholesky = laplace(log_joint, mode.z)
         away = torch.linalg.solve_triangular(cholesky, (prior.z - centre).T, upper=False)
         explained = explained.maximum(mode.value - 0.5 * away.square().sum(0) + SURPRISE)

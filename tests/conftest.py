@@ -39,6 +39,13 @@ def fresh_state(float64: None) -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
 
 
+@pytest.fixture(scope="module")
+def local_parameters() -> Iterator[None]:
+    """Modules keep their parameters to themselves."""
+    with pyro.settings.context(module_local_params=True):
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny(float64: None) -> Dataset:
     """Forty images of two classes, ten for testing."""

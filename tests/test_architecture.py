@@ -25,7 +25,7 @@ LAYERS = (
     ("guides",),
     ("traces",),
     ("evidence.base", "evidence.watched"),
-    ("evidence.sitewise", "evidence.mapped"),
+    ("evidence.importance", "evidence.mapped", "evidence.sitewise"),
     ("evidence.checks",),
     ("evidence.problem",),
     ("evidence.laplace", "evidence.variational", "evidence.incremental"),

@@ -20,9 +20,10 @@ from torch.distributions import MultivariateNormal
 from pyro_invariance import zoo
 from pyro_invariance.evidence import Evidence, Problem, ais, annealed, bdmc, elbo, exact, iwae, laplace, psis, weights
 from pyro_invariance.evidence.fitted import guided, negative_hessian
+from pyro_invariance.evidence.importance import effective, jackknife, smooth
 from pyro_invariance.evidence.laplace import maximise
 from pyro_invariance.evidence.mapped import Mapped
-from pyro_invariance.evidence.weights import effective, jackknife, smooth, weigh
+from pyro_invariance.evidence.weights import weigh
 from pyro_invariance.traces import observed
 from pyro_invariance.typing import BadInput
 

@@ -17,8 +17,9 @@ from torch.distributions import MultivariateNormal, Normal, TransformedDistribut
 from pyro_invariance import fitting, priors, zoo
 from pyro_invariance.datasets import Dataset
 from pyro_invariance.evidence.base import Evidence, LogJoint, require_finite
+from pyro_invariance.evidence.importance import WORST, smooth
 from pyro_invariance.evidence.laplace import EDGE, laplace, maximise
-from pyro_invariance.evidence.variational import Draws, draw, elbo, pareto_khat, train
+from pyro_invariance.evidence.variational import Draws, draw, elbo, train
 from pyro_invariance.guides import SkewNormal
 from pyro_invariance.typing import BadInput
 from pyro_invariance.zoo import Hypothesis
@@ -423,7 +424,7 @@ def test_training_depends_on_the_seed_only():
 
 def test_elbo_of_few_draws():
     one = Draws(torch.zeros(1, 2), torch.tensor([-1.0]), torch.tensor([-3.0]), torch.tensor([-2.0]))
-    assert elbo(one) == Evidence(-2.0, 0.0, "lower", None, 0.0, None, draws=1)
+    assert elbo(one) == Evidence(-2.0, 0.0, "lower", None, 0.0, None, ess=1.0, draws=1)
     two = replace(one, log_prior=torch.tensor([-1.0, 1.0]))
     evidence = elbo(replace(two, log_likelihood=torch.zeros(2), log_guide=torch.zeros(2)))
     assert evidence.value == 0.0
@@ -437,29 +438,35 @@ def test_evidence_is_never_quietly_wrong(bad):
     with pytest.raises(FloatingPointError, match=f"the bound is {bad}"):
         require_finite(bad, "the bound")
     weights = torch.tensor([0.0, bad])
-    with pytest.raises(FloatingPointError, match="evidence lower bound"):
+    with pytest.raises(FloatingPointError, match="lower bound"):
         elbo(Draws(torch.zeros(2, 1), weights, torch.zeros(2), torch.zeros(2)))
     assert require_finite(-3.5, "the bound") == -3.5
 
 
 def test_khat_is_none_where_it_means_nothing():
-    assert pareto_khat(torch.randn(24)) is None  # too few
-    assert pareto_khat(torch.full((100,), -7.0)) is None  # all equal
-    assert pareto_khat(torch.full((100,), -7.0) + 1e-12 * torch.randn(100)) is None
-    assert pareto_khat(torch.randn(25)) is not None
+    assert smooth(torch.randn(24))[1] is None  # too few
+    assert smooth(torch.full((100,), -7.0))[1] is None  # all equal
+    assert smooth(torch.full((100,), -7.0) + 1e-12 * torch.randn(100))[1] is None
+    assert smooth(torch.randn(25))[1] is not None
 
 
 def test_khat_tells_heavy_tails_from_light_ones():
     exponential = -torch.rand(4000).log()  # exp(a e) of a standard exponential e is a Pareto variable of shape a
     for shape in (0.3, 1.0):
-        assert pareto_khat(shape * exponential) == pytest.approx(shape, abs=0.2)
-    assert pareto_khat(torch.rand(4000)) < 0.0  # bounded weights
+        assert smooth(shape * exponential)[1] == pytest.approx(shape, abs=0.2)
+    assert smooth(torch.rand(4000))[1] < 0.0  # bounded weights
+
+
+def test_khat_is_worst_where_one_draw_is_all_the_weight():
+    logs = torch.full((100,), -1000.0) - torch.arange(100.0)
+    logs[3] = 0.0
+    assert smooth(logs)[1] == WORST
 
 
 def test_khat_leaves_the_weights_alone():
     weights = torch.randn(100)
     before = weights.clone()
-    pareto_khat(weights)
+    smooth(weights)
     assert torch.equal(weights, before)
 
 

@@ -15,7 +15,7 @@ from pyro_invariance.evidence.base import LogJoint
 from pyro_invariance.evidence.laplace import laplace, lean, maximise
 from pyro_invariance.evidence.variational import draw, train
 from pyro_invariance.fitting import Fit, fit
-from pyro_invariance.guides import Mixture, SkewNormal
+from pyro_invariance.guides import SinhArcsinh, SkewNormal, mixture
 from pyro_invariance.modes import distinct
 from pyro_invariance.zoo import Hypothesis
 
@@ -57,9 +57,9 @@ def check_guide(found: Fit, data: Dataset) -> None:
         assert float((prior + likelihood - guide)[side].median()) == pytest.approx(exact, abs=0.1)
 
 
-def alone(log_joint: LogJoint, modes: list) -> list:
+def alone(log_joint: LogJoint, modes: list, close: float) -> list:
     """A mutant: the best mode is all there is."""
-    return distinct(log_joint, modes)[:1]
+    return distinct(log_joint, modes, close)[:1]
 
 
 @pytest.mark.parametrize("starts", [(1.0,), (-1.0,), (1.0, -0.5)])
@@ -109,18 +109,19 @@ def test_single_mode_is_held_by_the_plain_guide(line):
 
 
 def test_mixture_draws_what_its_density_says():
-    parts = [
-        dist.MultivariateNormal(torch.tensor([m, 0.0]), scale_tril=s * torch.eye(2))
-        for m, s in ((-1.0, 0.5), (2.0, 1.0))
-    ]
-    mixture = Mixture(parts, torch.tensor([0.3, 0.7]).log() + 5.0)
-    z = mixture.sample(torch.Size([20_000]))
+    def part(place: float, scale: float) -> dist.TransformedDistribution:
+        factor, none = scale * torch.eye(2), torch.zeros(2)
+        shape = SinhArcsinh(torch.tensor([place, 0.0]), factor.diagonal(), none, none + 1)
+        return dist.TransformedDistribution(dist.MultivariateNormal(none, scale_tril=factor), [shape])
+
+    both = mixture([part(-1.0, 0.5), part(2.0, 1.0)], torch.tensor([0.3, 0.7]).log() + 5.0)
+    z = both.sample(torch.Size([20_000]))
     assert z.shape == (20_000, 2)
-    assert mixture.sample().shape == (2,)
+    assert both.sample().shape == (2,)
     assert float(z[:, 0].mean()) == pytest.approx(0.3 * -1.0 + 0.7 * 2.0, abs=0.05)
     wide = dist.MultivariateNormal(torch.tensor([1.0, 0.0]), scale_tril=3 * torch.eye(2))
     z = wide.sample(torch.Size([20_000]))
-    weights = (mixture.log_prob(z) - wide.log_prob(z)).exp()
+    weights = (both.log_prob(z) - wide.log_prob(z)).exp()
     error = 4 * float(weights.std()) / math.sqrt(len(z))
     assert float(weights.mean()) == pytest.approx(1.0, abs=error)
     assert float(weights @ z[:, 0]) / len(z) == pytest.approx(0.3 * -1.0 + 0.7 * 2.0, abs=4 * error)

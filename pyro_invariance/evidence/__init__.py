@@ -8,8 +8,9 @@ from pyro_invariance.evidence.base import Evidence
 from pyro_invariance.evidence.comparison import Comparison, compare, probabilities
 from pyro_invariance.evidence.exact import exact
 from pyro_invariance.evidence.fitted import laplace
+from pyro_invariance.evidence.importance import smooth
 from pyro_invariance.evidence.problem import Problem
-from pyro_invariance.evidence.weights import Weights, elbo, iwae, psis, smooth, weigh
+from pyro_invariance.evidence.weights import Weights, elbo, iwae, psis, weigh
 
 __all__ = [
     "Comparison",

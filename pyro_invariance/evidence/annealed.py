@@ -22,11 +22,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_invariance.evidence.base import Evidence, LogJoint, require_finite
-from pyro_invariance.evidence.fitted import guided, log_mean, modes, prior_draws
+from pyro_invariance.evidence.fitted import guided, modes, prior_draws
+from pyro_invariance.evidence.importance import effective, jackknife, log_mean
 from pyro_invariance.evidence.laplace import laplace
 from pyro_invariance.evidence.mapped import Draws, Mapped
 from pyro_invariance.evidence.problem import Problem, checked_call
-from pyro_invariance.evidence.weights import effective, jackknife
 from pyro_invariance.numerics import float64
 from pyro_invariance.typing import BadInput
 
@@ -153,11 +153,9 @@ class _Path:
             return prior_draws(self.log_joint, count, seed)
         with torch.no_grad(), poutine.seed(rng_seed=seed):
             z, broad = self.guide.sample(torch.Size([count])), torch.rand(count) < BROAD
-        return (
-            z.masked_scatter(broad[:, None], prior_draws(self.log_joint, int(broad.sum()), seed + 1))
-            if broad.any()
-            else z
-        )
+        if broad.any():
+            z[broad] = prior_draws(self.log_joint, int(broad.sum()), seed + 1)
+        return z
 
     def precisions(self, problem: Problem, seed: int) -> tuple[Tensor, Tensor]:
         """Inverse covariances `[D, D]` of the start and of the posterior, roughly: the steps are made for them."""

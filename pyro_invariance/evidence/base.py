@@ -17,7 +17,6 @@ from pyro_invariance.typing import BadInput
 
 Bound = Literal["exact", "lower", "upper", "estimate"]
 
-
 KHAT = 0.7  # above, importance weights have no usable mean [vehtari2024pareto]
 LOOSE = 1.0  # nats that a bound may be off, move or scatter before it deserves a word
 ENOUGH = 1000  # draws from which a k-hat means something; 10,000 miss fewer of the guides that are bad

@@ -9,23 +9,24 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Categorical, MixtureSameFamily, MultivariateNormal, TransformedDistribution
+from pyro.distributions import TransformedDistribution
 from pyro.infer.autoguide import AutoContinuous, init_to_sample
 from torch import Tensor
 
 from pyro_invariance.evidence.base import Evidence, LogJoint, require_finite
-from pyro_invariance.evidence.laplace import Mode, maximise
+from pyro_invariance.evidence.importance import log_mean
+from pyro_invariance.evidence.laplace import Mode, distinct, maximise
 from pyro_invariance.evidence.laplace import laplace as normal_at
 from pyro_invariance.evidence.problem import Problem, checked_call
 from pyro_invariance.evidence.variational import draw, elbo, train
-from pyro_invariance.guides import SinhArcsinh, SkewNormal
+from pyro_invariance.guides import SkewNormal, mixture
 from pyro_invariance.numerics import float64
 from pyro_invariance.typing import BadInput, checked_seed
 
 STARTS, STEPS, DRAWS = 8, 100, 200
 TIGHT = 0.01  # nats: an evidence known better needs no training
 MET = 0.5  # nats between starts that reached the same mode
-FAR, VALLEY = 10.0, 0.5  # nats: a mode that far below the best holds nothing; what lies between two of them is lower
+FAR = 10.0  # nats: a mode that far below the best holds nothing
 
 
 class Fitted(AutoContinuous):
@@ -54,10 +55,10 @@ def guided(problem: Problem, seed: int) -> tuple[Problem, dict[str, Any]]:
         raise BadInput("guide: the model has no continuous latent site, so that its evidence is exact: use exact")
     found = modes(problem, seed, STARTS)
     hidden: Callable = poutine.block(log_joint.model, hide=sorted(log_joint.summed))
-    parts = [_part(hidden, log_joint, *normal, seed + 1 + k) for k, normal in enumerate(_distinct(log_joint, found))]
+    parts = [_part(hidden, log_joint, mode, seed + 1 + k) for k, mode in enumerate(distinct(log_joint, found, FAR))]
     shares = torch.tensor([part.log_mass for part in parts])
-    together = MixtureSameFamily(Categorical(logits=shares), _posterior([part.shape for part in parts]))
-    guide = Fitted(hidden, together if len(parts) > 1 else _posterior(parts[0].shape))
+    together = mixture([part.posterior for part in parts], shares)
+    guide = Fitted(hidden, together if len(parts) > 1 else parts[0].posterior)
     with poutine.seed(rng_seed=seed):
         guide(*log_joint.args)  # sets up its sites
     drifts = [part.drift for part in parts if part.drift is not None]
@@ -65,60 +66,28 @@ def guided(problem: Problem, seed: int) -> tuple[Problem, dict[str, Any]]:
 
 
 class _Part(NamedTuple):
-    """A guide at one mode: centre, factor, skew, tail; the log of the mass that it finds there; its last move, nats."""
+    """A guide at one mode: its distribution, the log of the mass that it finds there, its last move, nats."""
 
-    shape: tuple[Tensor, ...]
+    posterior: TransformedDistribution
     log_mass: float
     drift: float | None
 
 
 @pyro.settings.context(module_local_params=True)
-def _part(model: Callable, log_joint: LogJoint, mode: Tensor, cholesky: Tensor, seed: int) -> _Part:
+def _part(model: Callable, log_joint: LogJoint, mode: Mode, seed: int) -> _Part:
     """Fit a guide that starts at the Laplace approximation; training that does not help is taken back."""
     with poutine.seed(rng_seed=checked_seed(seed)):
-        guide = SkewNormal(model, mode, cholesky)
+        guide = SkewNormal(model, *normal_at(log_joint, mode.z))
         guide(*log_joint.args)
-        before, drawn = _shape(guide), draw(guide, log_joint, count=DRAWS, seed=seed)
+        begin = guide.get_posterior().fixed
+        drawn = draw(guide, log_joint, count=DRAWS, seed=seed)
         if (elbo(drawn).looseness or 0.0) <= TIGHT:
-            return _Part(before, log_mean(drawn.log_weights), None)
+            return _Part(begin, log_mean(drawn.log_weights), None)
         _, last = train(guide, log_joint, steps=STEPS, particles=2, seed=seed)
         after = draw(guide, log_joint, count=DRAWS, seed=seed, before=last)
     if after.log_weights.mean() < drawn.log_weights.mean():
-        return _Part(before, log_mean(drawn.log_weights), 0.0)
-    return _Part(_shape(guide), log_mean(after.log_weights), after.drift)
-
-
-def _shape(guide: SkewNormal) -> tuple[Tensor, ...]:
-    found: Any = (guide.mode + guide.cholesky @ guide.loc, guide.cholesky @ guide.scale_tril, guide.skew, guide.tail)
-    return tuple(tensor.detach().clone() for tensor in found)
-
-
-def _posterior(shape: tuple[Tensor, ...] | list[tuple[Tensor, ...]]) -> TransformedDistribution:
-    """Return the distribution of one shape, or a batch of them."""
-    if isinstance(shape, list):
-        shape = tuple(torch.stack(each) for each in zip(*shape, strict=True))
-    centre, factor, skew, tail = shape
-    normal = MultivariateNormal(torch.zeros_like(centre), scale_tril=factor)
-    return TransformedDistribution(normal, [SinhArcsinh(centre, factor.norm(dim=-1), skew, tail)])
-
-
-@torch.no_grad()
-def _distinct(log_joint: LogJoint, found: list[Mode]) -> list[tuple[Tensor, Tensor]]:
-    """Laplace approximations of the modes that hold any mass, with a valley between any two of them."""
-
-    def value(z: Tensor) -> float:
-        return float(sum(log_joint.terms(z)))
-
-    kept: list[tuple[Tensor, Tensor, float]] = []
-    for mode in found:
-        if mode.value < found[0].value - FAR:
-            continue
-        if all(value((mode.z + z) / 2) < min(mode.value, value(z)) - VALLEY for z, _, _ in kept):
-            with torch.enable_grad():
-                z, cholesky = normal_at(log_joint, mode.z)
-            kept.append((z, cholesky, mode.value + float(cholesky.diagonal().log().sum())))
-    most = max(mass for _, _, mass in kept)
-    return [(z, cholesky) for z, cholesky, mass in kept if mass > most - FAR]
+        return _Part(begin, log_mean(drawn.log_weights), 0.0)
+    return _Part(guide.get_posterior().fixed, log_mean(after.log_weights), after.drift)
 
 
 @float64()
@@ -165,11 +134,6 @@ def negative_hessian(log_joint: LogJoint, z: Tensor, step: float = 1e-4) -> Tens
     rows = [(gradient(z - offset) - gradient(z + offset)) / (2 * step) for offset in step * torch.eye(len(z))]
     hessian = torch.stack(rows)
     return (hessian + hessian.T) / 2
-
-
-def log_mean(logs: Tensor) -> float:
-    """Log of the mean of what these are the logs of."""
-    return float(logs.logsumexp(0)) - math.log(len(logs))
 
 
 def _spread(found: list[Mode]) -> float:

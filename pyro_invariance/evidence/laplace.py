@@ -1,7 +1,7 @@
 """Mode of a log joint density, and the normal approximation there."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,8 @@ from torch.distributions import identity_transform
 from pyro_invariance.evidence.base import LogJoint
 
 EDGE = 25.0  # of a coordinate that is a logarithm or a logit: exp(-25) is zero for every purpose
+
+VALLEY = 0.5  # nats that the density falls at least between two modes that are not one
 
 
 @dataclass(frozen=True, eq=False)  # one is not another of equal values
@@ -126,6 +128,16 @@ def valley(log_joint: LogJoint, one: Mode, other: Mode) -> float:
     with torch.no_grad():
         between = [_value(log_joint, torch.lerp(one.z, other.z, share).numpy()) for share in (0.25, 0.5, 0.75)]
     return min(one.value, other.value) + max(between)
+
+
+def distinct(log_joint: LogJoint, modes: Sequence[Mode], close: float) -> list[Mode]:
+    """Modes within so many nats of the best, with a valley between any two of them, best first."""
+    ranked = sorted(modes, key=lambda m: -m.value)
+    kept: list[Mode] = []
+    for mode in ranked:
+        if mode.value > ranked[0].value - close and all(valley(log_joint, mode, other) > VALLEY for other in kept):
+            kept.append(mode)
+    return kept
 
 
 def lean(

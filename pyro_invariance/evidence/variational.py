@@ -2,10 +2,9 @@
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import arviz as az
 import pyro
 import torch
 from pyro.distributions import TransformedDistribution
@@ -14,7 +13,8 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyro_invariance.evidence.base import Evidence, LogJoint, require_finite
+from pyro_invariance.evidence.base import Evidence, LogJoint
+from pyro_invariance.evidence.importance import lower_bound
 from pyro_invariance.guides import SkewNormal
 from pyro_invariance.traces import observed, predictive
 
@@ -90,10 +90,10 @@ def train(
     parameters = list(guide.parameters())
     optimiser = torch.optim.SGD(parameters, lr=rate)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, steps)
-    path, before = [], guide.get_posterior()
+    path, before = [], guide.get_posterior().fixed
     for step in range(steps):
         if step == steps - max(1, steps // 10):
-            before = guide.get_posterior()
+            before = guide.get_posterior().fixed
         optimiser.zero_grad()
         loss = elbo(*log_joint.args)
         loss.backward()
@@ -146,25 +146,5 @@ def _stack(rows: dict[str, list[Tensor]]) -> dict[str, Tensor]:
 
 
 def elbo(draws: Draws) -> Evidence:
-    """Lower bound on the log evidence: the mean log weight, with its standard error, k-hat and looseness."""
-    logs = draws.log_weights
-    count = len(logs)
-    value = require_finite(float(logs.mean()), "the evidence lower bound")
-    sampled = float(logs.logsumexp(0)) - math.log(count)
-    return Evidence(
-        value,
-        float(logs.std()) / math.sqrt(count) if count > 1 else 0.0,
-        "lower",
-        khat=pareto_khat(logs),
-        looseness=sampled - value,
-        drift=draws.drift,
-        draws=count,
-    )
-
-
-def pareto_khat(log_weights: Tensor) -> float | None:
-    """Pareto shape of importance weights [vehtari2024pareto]; None for fewer than 25 or all-equal draws."""
-    if len(log_weights) < 25 or float(log_weights.std()) < 1e-9:
-        return None
-    khat = float(az.psislw(log_weights.numpy().copy())[1])
-    return khat if math.isfinite(khat) else None
+    """Lower bound on the log evidence: the mean log weight, with its standard error, k-hat, looseness and drift."""
+    return replace(lower_bound(draws.log_weights), drift=draws.drift)

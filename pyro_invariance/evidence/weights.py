@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import arviz as az
 import pyro
 import torch
 from pyro import poutine
@@ -15,7 +14,8 @@ from pyro.infer import ELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 from torch import Tensor
 
 from pyro_invariance.evidence.base import Evidence, require_finite
-from pyro_invariance.evidence.fitted import guided, log_mean
+from pyro_invariance.evidence.fitted import guided
+from pyro_invariance.evidence.importance import effective, jackknife, log_mean, lower_bound, smooth
 from pyro_invariance.evidence.mapped import Draws, Mapped
 from pyro_invariance.evidence.problem import Problem, checked_call
 from pyro_invariance.evidence.sitewise import is_finite, latent
@@ -58,7 +58,7 @@ def elbo(problem: Problem, *, seed: int, draws: int = DRAWS, loss: Callable[[], 
     Parameters
     ----------
     problem : Problem
-        Without a guide, a full-covariance normal is fitted: started at the best mode, trained by SVI.
+        Without a guide, one is fitted: a normal at each mode, given skew and tails by SVI where that helps.
     seed : int
     draws : int
         10,000, or 1,000 losses.
@@ -79,22 +79,8 @@ def elbo(problem: Problem, *, seed: int, draws: int = DRAWS, loss: Callable[[], 
         found = Evidence(float(values.mean()), float(values.std()) / math.sqrt(len(values)), "lower", draws=len(values))
         return replace(found, method=f"elbo ({_name(loss)})", data=problem.digest, seconds=time.perf_counter() - start)
     problem, fitted = guided(problem, seed)
-    logs = weigh(problem, draws=draws, seed=seed).log
-    smoothed, khat = smooth(logs)
-    value = require_finite(float(logs.mean()), "the evidence lower bound")
-    return Evidence(
-        value,
-        float(logs.std()) / math.sqrt(draws),
-        "lower",
-        khat=khat,
-        looseness=log_mean(smoothed) - value,
-        ess=effective(smoothed),
-        draws=draws,
-        method="elbo",
-        data=problem.digest,
-        seconds=time.perf_counter() - start,
-        **fitted,
-    )
+    found = lower_bound(weigh(problem, draws=draws, seed=seed).log)
+    return replace(found, method="elbo", data=problem.digest, seconds=time.perf_counter() - start, **fitted)
 
 
 @float64()
@@ -110,22 +96,9 @@ def iwae(problem: Problem, *, seed: int, particles: int = 64, draws: int = DRAWS
     if groups < 2:
         raise BadInput(f"particles: got {particles} of {draws} draws; at least two groups of them are needed")
     problem, fitted = guided(problem, seed)
-    logs = weigh(problem, draws=groups * particles, seed=seed).log
-    bounds = logs.reshape(groups, particles).logsumexp(1) - math.log(particles)
-    smoothed, khat = smooth(logs)
-    return Evidence(
-        require_finite(float(bounds.mean()), "the importance-weighted bound"),
-        float(bounds.std()) / math.sqrt(groups),
-        "lower",
-        khat=khat,
-        looseness=log_mean(smoothed) - float(bounds.mean()),
-        ess=effective(smoothed),
-        draws=groups * particles,
-        method=f"iwae-{particles}",
-        data=problem.digest,
-        seconds=time.perf_counter() - start,
-        **fitted,
-    )
+    found = lower_bound(weigh(problem, draws=groups * particles, seed=seed).log, particles)
+    name = f"iwae-{particles}"
+    return replace(found, method=name, data=problem.digest, seconds=time.perf_counter() - start, **fitted)
 
 
 @float64()
@@ -151,26 +124,6 @@ def psis(problem: Problem, *, seed: int, draws: int = DRAWS) -> Evidence:
         seconds=time.perf_counter() - start,
         **fitted,
     )
-
-
-def smooth(logs: Tensor) -> tuple[Tensor, float | None]:
-    """Pareto-smoothed log weights `[S]` and k-hat; as they are, and None, if they are all equal or fewer than 25."""
-    if len(logs) < 25 or float(logs.max() - logs.min()) < 1e-9:
-        return logs, None
-    smoothed, khat = az.psislw(logs.numpy().copy(), normalize=False)
-    return torch.as_tensor(smoothed), float(khat) if math.isfinite(khat) else None
-
-
-def effective(logs: Tensor) -> float:
-    """Effective number of draws of these log weights, `1 / sum w^2` of normalised ones."""
-    return float(torch.exp(-(2 * logs.log_softmax(0)).logsumexp(0)))
-
-
-def jackknife(logs: Tensor) -> float:
-    """Standard error of the log of the mean of independent weights."""
-    share = logs.softmax(0)
-    without = torch.log1p(-share.clamp(max=1 - 1e-12))  # log of the sum without each, minus that of all
-    return float(without.std(correction=0)) * math.sqrt(len(logs) - 1)
 
 
 def _losses(problem: Problem, seed: int, draws: int, loss: Callable[[], Any]) -> Tensor:
