@@ -37,7 +37,6 @@ def row_of(result: Selection) -> dict:
                 "base": f.base,
                 "evidence": dataclasses.asdict(f.evidence),
                 "upper": f.upper,
-                "seed_spread": f.seed_spread,
                 "other_optima": f.other_optima,
                 "contains": sorted(f.contains),
                 "extents": {k: dataclasses.asdict(r) for k, r in f.extents.items()},

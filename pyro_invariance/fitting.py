@@ -4,7 +4,7 @@ Nothing here knows what the model is: any Pyro model will do whose latent sites 
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -78,12 +78,10 @@ class Fit:
     claims : frozenset of str
         Those that it would hold at some extent.
     evidence : Evidence
-        Lower bound on the log evidence.
+        Lower bound on the log evidence; its restart spread is that of the starts that were climbed to the best basin,
+        None where only one was, because the starts had met on a few images before.
     upper : float
         Type-II maximum, an upper side up to its optimiser, nats.
-    seed_spread : float or None
-        Spread of the modes among the starts that were climbed to the best basin, nats; None where only one was,
-        because the starts had met on a few images before.
     other_optima : list of dict
         Modes of starts that ended elsewhere: their extents and how many nats worse.
     extents : dict of str to Range
@@ -120,7 +118,6 @@ class Fit:
     claims: frozenset[str]
     evidence: Evidence
     upper: float
-    seed_spread: float | None
     other_optima: list[dict]
     extents: dict[str, Range]
     draws: dict[str, Tensor]
@@ -197,9 +194,8 @@ def fit(hypothesis: Hypothesis, data: Dataset, seed: int = 0) -> Fit:
         base=hypothesis.base,
         contains=_contains(hypothesis, ranges),
         claims=hypothesis.contains | hypothesis.saturated,
-        evidence=elbo(drawn),
+        evidence=replace(elbo(drawn), restart_spread=max((best.value - m.value for m in met), default=None)),
         upper=max(*tops, float(drawn.log_likelihood.max())),
-        seed_spread=max((best.value - m.value for m in met), default=None),
         other_optima=[optimum(m, best, log_joint, hypothesis) for m in rivals],
         extents=ranges,
         draws=draws,

@@ -213,7 +213,7 @@ class Selection:
                     "bound": e.bound,
                     "std_error": e.std_error,
                     "upper": f.upper,
-                    "seed_spread": f.seed_spread,
+                    "seed_spread": e.restart_spread,
                     "drift": e.drift,
                     "khat": e.khat,
                     "looseness": e.looseness,

@@ -8,7 +8,6 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pyro_invariance.evidence.base import Evidence
 from pyro_invariance.evidence.comparison import FLOOR, clears, compare, margin_of
 from pyro_invariance.fitting import Fit
 from pyro_invariance.zoo import Hypothesis
@@ -82,11 +81,6 @@ def _lacks(f: Fit, symmetry: str) -> bool:
     return symmetry not in f.contains and not may_have
 
 
-def _of(f: Fit) -> Evidence:
-    """Evidence of a fit, as it is compared: the spread of its starts is one of its errors."""
-    return replace(f.evidence, restart_spread=f.seed_spread)
-
-
 def _contrast(symmetry: str, fits: list[Fit], null: Fit | None) -> Verdict:
     bases = {f.base for f in fits if symmetry in f.claims or symmetry in f.contains}
     for base in sorted(bases):  # an elementary symmetry lives in one base of an entry
@@ -109,7 +103,7 @@ def _contrast(symmetry: str, fits: list[Fit], null: Fit | None) -> Verdict:
             )
             return say("undecided", reason)
         with_it = max(having, key=lambda f: f.evidence.value)
-        outcome = compare(_of(with_it), _of(without), FLOOR)
+        outcome = compare(with_it.evidence, without.evidence, FLOOR)
         gap, margin = outcome.gap, outcome.margin
         versus = f"{with_it.label} against {without.label}: {gap:+.1f} nats, {margin:.1f} needed"
         if outcome.better == "undecided":
@@ -118,7 +112,7 @@ def _contrast(symmetry: str, fits: list[Fit], null: Fit | None) -> Verdict:
             return say("undecided", f"{versus}; the noise-only null was not fitted", gap, margin)
         winner = with_it if gap > 0 else without
         lift = winner.evidence.value - null.evidence.value
-        if lift <= margin_of(_of(winner), _of(null), floor=FLOOR):
+        if lift <= margin_of(winner.evidence, null.evidence, floor=FLOOR):
             return say(
                 "undecided", f"{versus}; but {winner.label} beats noise alone by {lift:+.1f} nats only", gap, margin
             )

@@ -47,7 +47,7 @@ def test_selection_json_has_every_key_and_no_nan(run, folder):
         f = fits[row["label"]]
         for key in ("log_evidence", "bound", "std_error", "drift", "khat", "looseness"):
             assert row[key] == getattr(f.evidence, "value" if key == "log_evidence" else key)
-        assert (row["upper"], row["seed_spread"], row["base"]) == (f.upper, f.seed_spread, f.base)
+        assert (row["upper"], row["seed_spread"], row["base"]) == (f.upper, f.evidence.restart_spread, f.base)
         assert row["contains"] == sorted(f.contains)
         assert row["priors"].keys() == f.draws.keys()
         assert {"accuracy", "log_density"} <= row["test"].keys()
