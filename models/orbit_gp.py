@@ -58,7 +58,7 @@ CARD = Card(
     kind="images",
     hypotheses=NAMES,
     symmetries={
-        "mirror": "a mirror that exchanges up and down",
+        "mirror": "a mirror that exchanges left and right",
         "C4": "quarter turns",
         "SO2": "any turn",
         "rotation": "turns",
@@ -205,7 +205,7 @@ def moved(images: Tensor, extents: Mapping[str, float], *, name: str) -> dict[st
         return {f"{r:+d}, {c:+d} pixels": shifted(r, c) for r, c in ends}
     turns = {"C4": (90, 180), "D4": (90, 180), "SO2": (60, 150), "O2": (60, 150)}.get(name, ())
     shown = {f"{d} degrees": turned(d) for d in turns}
-    return shown | ({"up and down exchanged": Pixels().mirror(images)} if name in ("mirror", "D4", "O2") else {})
+    return shown | ({"left and right exchanged": Pixels().mirror(images)} if name in ("mirror", "D4", "O2") else {})
 
 
 def _on(orbit: Turns | Shifts) -> partial[Any]:

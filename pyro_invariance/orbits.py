@@ -229,6 +229,11 @@ class Turns(SpectralOrbit):
         share = torch.where((f == 0) | (2 * f == a), 1.0, 2.0) / a
         return torch.cat([angle.cos(), -angle.sin()], 1) * share.repeat(2)
 
+    def _mirrored(self, spectrum: Tensor) -> Tensor:
+        """Spectra `[F, N, R]` of images that are mirrored: `a -> -a` conjugates them, half a turn is a sign."""
+        sign = 1 - 2 * (torch.arange(len(spectrum), device=spectrum.device) % 2)
+        return spectrum.conj() * sign[:, None, None]
+
     def inner_products(self, x: Tensor, z: Tensor, lags: Tensor) -> Tensor:
         table = torch.empty(len(lags), len(x), len(z), dtype=x.dtype, device=x.device)
         p, q = (torch.fft.rfft(t.flatten(1, -2)).permute(2, 0, 1) for t in (x, z))  # [F, N, R]
@@ -237,8 +242,8 @@ class Turns(SpectralOrbit):
             if len(chosen) == 0:
                 continue
             phases = self._phases(lags[chosen] % self.order, x)
-            imaginary = -q.imag if reflected else q.imag  # the mirror a -> -a conjugates the spectrum
-            right = torch.cat([q.real, imaginary], 2).mT
+            moved = self._mirrored(q) if reflected else q
+            right = torch.cat([moved.real, moved.imag], 2).mT
             rows = max(1, 2**22 // (len(z) * phases.shape[1]))  # a cross-spectrum of 32 MB
             for i in range(0, len(x), rows):
                 real, imag = p.real[:, i : i + rows], p.imag[:, i : i + rows]
@@ -247,12 +252,12 @@ class Turns(SpectralOrbit):
         return table
 
     def self_products(self, x: Tensor) -> Tensor:
-        p = torch.fft.rfft(x.flatten(1, -2))
+        p = torch.fft.rfft(x.flatten(1, -2)).permute(2, 0, 1)  # [F, N, R]
         lags = torch.arange(self.order, device=x.device)
         tables = []
-        for cross in (p * p.conj(), p * p)[: 1 + self.mirror]:
-            spectrum = cross.sum(1)  # [N, F]
-            tables.append(self._phases(lags, x) @ torch.cat([spectrum.real, spectrum.imag], 1).T)
+        for moved in (p, self._mirrored(p))[: 1 + self.mirror]:
+            spectrum = (p * moved.conj()).sum(2)  # [F, N]
+            tables.append(self._phases(lags, x) @ torch.cat([spectrum.real, spectrum.imag]))
         return torch.cat(tables)
 
 

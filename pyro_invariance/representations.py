@@ -60,8 +60,8 @@ class Pixels:
         return turned.reshape(*batch, *x.shape[-3:])
 
     def mirror(self, x: Tensor) -> Tensor:
-        """Exchange up and down, the reflection that maps a polar angle `a` to `-a`."""
-        return x.flip(-2)
+        """Exchange left and right, the reflection that maps a polar angle `a` to `pi - a`."""
+        return x.flip(-1)
 
     def shift(self, x: Tensor, offset: Tensor) -> Tensor:
         """Roll `[..., C, H, W]` by integer `offset[..., 2]` (rows, columns) on the padded torus."""
@@ -130,8 +130,8 @@ class Polar:
         return torch.fft.irfft(torch.fft.rfft(x) * phase, n=self.angles)
 
     def mirror(self, x: Tensor) -> Tensor:
-        """Map the angle `a` to `-a`: up and down are exchanged."""
-        return x.flip(-1).roll(1, -1)
+        """Map the angle `a` to `pi - a`: left and right are exchanged."""
+        return self.rotate(x.flip(-1).roll(1, -1), torch.tensor(math.pi).to(x))
 
 
 def ground(images: Images) -> Tensor:

@@ -53,7 +53,7 @@ def test_a_mirrored_function_is_invariant(entry, fitted):
 
 def test_a_function_moved_by_another_element_is_not(entry, fitted):
     mirror, plain = bases(entry, fitted[1])
-    wrong = replace(mirror, moved=lambda images, extents: {"left and right": images.flip(-1)})
+    wrong = replace(mirror, moved=lambda images, extents: {"up and down": images.flip(-2)})
     assert not _invariance(wrong, plain, fitted[1], 0).passed
 
 

@@ -194,7 +194,7 @@ def test_quarter_turns_of_pixels_are_exact(side: int):
 @pytest.mark.parametrize("side", [6, 7])
 def test_mirror_and_shifts_of_pixels_are_exact(side: int):
     x = torch.randn(2, 3, side, side)
-    assert torch.equal(Mirror().act(torch.tensor(1), x), x.flip(-2))
+    assert torch.equal(Mirror().act(torch.tensor(1), x), x.flip(-1))
     shifted = GridTranslation((side, side)).act(torch.tensor([2, -1]), x)
     assert torch.equal(shifted, x.roll((2, -1), (-2, -1)))
     padded = Pixels(margin=2)(x)
