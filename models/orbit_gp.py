@@ -108,9 +108,10 @@ def predict(
         for d, point in zip(draws, points, strict=True)
     ]
     means, variances = [], []
-    for block in images.split(max(1, BLOCK // (8 * len(draws) * len(targets)))):
-        at_block = zip(processes, *kernel.cross(block, points), strict=True)
-        moments = [process.condition(targets, cross, prior) for process, cross, prior in at_block]
+    for block in images.split(max(1, BLOCK // (8 * kernel.width))):
+        compared = kernel.compared(block)
+        at_block = [(p, kernel.cross(compared, *point)) for p, point in zip(processes, points, strict=True)]
+        moments = [process.condition(targets, *cross) for process, cross in at_block]
         means.append(torch.stack([mean for mean, _ in moments]))
         variances.append(torch.stack([variance for _, variance in moments]))
     return torch.cat(means, 1), torch.cat(variances, 1)

@@ -91,8 +91,7 @@ def judged(data, kernel, extent, logs):
     """One row of a table, and the log density of each held-out image's code."""
     gp, lengthscale = process(data, kernel, extent, logs), logs[0].exp()
     fitted, _ = gp.condition(data.targets, kernel.gram(lengthscale, extent), torch.ones(len(data.y)))
-    cross, prior = kernel.cross(data.x_test, [(lengthscale, extent)])
-    mean, variance = gp.condition(data.targets, cross[0], prior[0])
+    mean, variance = gp.condition(data.targets, *kernel.cross(kernel.compared(data.x_test), lengthscale, extent))
     truth = data.encode(data.y_test)
     scores = code_log_density(mean[None], variance[None], data.codes)  # of all ten classes
     held_out = code_log_density(mean[None], variance[None], truth[:, None])[:, 0]

@@ -152,43 +152,40 @@ class OrbitKernel:
 
     def gram(self, lengthscale: Tensor, *extents: Tensor) -> Tensor:
         """Gram matrix `[N, N]` of the images, differentiable in all arguments (scalars)."""
+        pairs = self._weighted(self.distances, lengthscale, *extents) / self._mean_variance(lengthscale, *extents)
+        return _symmetric(pairs, self.places, len(self.lower))
+
+    def _weighted(self, distances: Tensor, lengthscale: Tensor, *extents: Tensor) -> Tensor:
+        """Weighted sum `[P]` over lags of the base kernel at distances `[L, P]`."""
         differentiate = torch.is_grad_enabled()
         if differentiate:
             weights, tangents = _tangents(self.orbit.lag_weights, tuple(e.detach() for e in extents))
             rows = torch.stack([weights, *tangents])
         else:
             rows = self.orbit.lag_weights(*extents)[None]
-        pairs, _ = _WeightedExp.apply(differentiate, self.distances, rows, lengthscale, *extents)
-        return _symmetric(pairs / self._mean_variance(lengthscale, *extents), self.places, len(self.lower))
+        return _WeightedExp.apply(differentiate, distances, rows, lengthscale, *extents)[0]
 
     def _mean_variance(self, lengthscale: Tensor, *extents: Tensor) -> Tensor:
         views = torch.exp(-0.5 * self.to_self / lengthscale.square()).mean(1)
         return self.orbit.lag_weights(*extents) @ views
 
-    def cross(self, images: Images, draws: list[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
-        """Kernel between new images and the conditioned ones for several `(lengthscale, *extents)`.
+    @property
+    def width(self) -> int:
+        """Numbers that a comparison with one new image takes."""
+        return self.orbit.count * len(self.x)
 
-        Returns
-        -------
-        Tensor `[D, M, N]`, Tensor `[D, M]`
-            Covariances and prior variances of the new images, one slice per draw.
-        """
-        new, lags = self.orbit.representation(images), torch.arange(self.orbit.count)
-        covariance = new.new_empty(len(draws), len(new), len(self.x))
-        variance = new.new_empty(len(draws), len(new))
-        rows = max(1, BLOCK // (8 * self.orbit.count * len(self.x)))
-        for i in range(0, len(new), rows):
-            block = new[i : i + rows]
-            to_old = self.orbit.squared_distances(block, self.x, lags).div_(self.scale).flatten(1)
-            to_self = self.orbit.self_distances(block).div_(self.scale)
-            for k, draw in enumerate(draws):
-                unit = self._mean_variance(*draw)
-                covariance[k, i : i + rows] = self._weighted(to_old, draw).view(len(block), -1) / unit
-                variance[k, i : i + rows] = self._weighted(to_self, draw) / unit
-        return covariance, variance
+    def compared(self, images: Images) -> tuple[Tensor, Tensor]:
+        """Distances of new images to the conditioned ones `[L, M, N]` and to their own views `[L, M]`."""
+        new, lags = self.orbit.representation(images), torch.arange(self.orbit.count, device=self.x.device)
+        to_old = self.orbit.squared_distances(new, self.x, lags)
+        return to_old.div_(self.scale), self.orbit.self_distances(new).div_(self.scale)
 
-    def _weighted(self, distances: Tensor, draw: tuple[Tensor, ...]) -> Tensor:
-        return _WeightedExp.apply(False, distances, self.orbit.lag_weights(*draw[1:])[None], draw[0])[0]
+    def cross(self, compared: tuple[Tensor, Tensor], lengthscale: Tensor, *extents: Tensor) -> tuple[Tensor, Tensor]:
+        """Covariances `[M, N]` and prior variances `[M]` of new images, differentiable in all scalars."""
+        to_old, to_self = compared
+        unit = self._mean_variance(lengthscale, *extents)
+        covariance = self._weighted(to_old.flatten(1), lengthscale, *extents) / unit
+        return covariance.view(to_old.shape[1:]), self._weighted(to_self, lengthscale, *extents) / unit
 
 
 class PatchKernel:
@@ -305,17 +302,19 @@ class PatchKernel:
         distance = self.mode_weights(location_length) @ self.distances
         return _symmetric(torch.exp(-0.5 * distance / lengthscale.square()), self.places, len(self.lower))
 
-    def cross(self, images: Images, draws: list[tuple[Tensor, ...]]) -> tuple[Tensor, Tensor]:
-        """Kernel between new images and the conditioned ones; see `OrbitKernel.cross`."""
-        blocks = images.split(max(1, BLOCK // (8 * len(self.group_of) * self.x.shape[1])))
-        covariance = torch.cat([self._cross(block, draws) for block in blocks], 1)
-        return covariance, torch.ones(len(draws), len(images), dtype=covariance.dtype)
+    @property
+    def width(self) -> int:
+        """Numbers that a comparison with one new image takes."""
+        return len(self.group_of) * self.x.shape[1]
 
-    def _cross(self, images: Images, draws: list[tuple[Tensor, ...]]) -> Tensor:
+    def compared(self, images: Images) -> Tensor:
+        """Squared distances of new images to the conditioned ones per group of modes, `[G, M, N]`."""
         new = self._features(self.pixels(images))
-        distances = self._squared_distances(new, self._group(new.square().sum(-1)))
-        covariance = [
-            torch.exp(-0.5 * torch.tensordot(self.mode_weights(*where or (0.0,)), distances, 1) / lengthscale.square())
-            for lengthscale, *where in draws
-        ]
-        return torch.stack(covariance)
+        return self._squared_distances(new, self._group(new.square().sum(-1)))
+
+    def cross(
+        self, compared: Tensor, lengthscale: Tensor, location_length: Tensor | float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """Covariances `[M, N]` and prior variances `[M]` of new images, differentiable in both scalars."""
+        distance = torch.tensordot(self.mode_weights(location_length), compared, 1)
+        return torch.exp(-0.5 * distance / lengthscale.square()), torch.ones_like(distance[:, 0])

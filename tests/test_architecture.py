@@ -20,7 +20,7 @@ LAYERS = (
     ("sites",),
     ("orbits",),
     ("kernels",),
-    ("processes",),
+    ("processes", "sparse"),
     ("priors",),
     ("guides",),
     ("traces",),

@@ -146,19 +146,23 @@ def test_chunks_change_nothing(name, chunk, images, monkeypatch):
 def test_new_images_are_compared_like_old_ones(name, block, images, others, monkeypatch):
     monkeypatch.setattr(kernels, "BLOCK", block)  # one image at a time, or all at once
     kernel, extents = OrbitKernel(ORBITS[name][0], images), extents_of(name)
-    draws = [(LENGTH, *extents), (2 * LENGTH, *(e / 2 for e in extents))]
-    covariance, variance = kernel.cross(images, draws)
-    assert (covariance.shape, variance.shape) == ((2, N, N), (2, N))
-    for k, draw in enumerate(draws):
-        gram = kernel.gram(*draw)
-        torch.testing.assert_close(covariance[k], gram, rtol=1e-9, atol=1e-10)
-        torch.testing.assert_close(variance[k], gram.diagonal(), rtol=1e-9, atol=1e-10)
-    covariance, variance = kernel.cross(others, draws)
-    for k, draw in enumerate(draws):
-        torch.testing.assert_close(covariance[k], by_views(kernel, others, images, *draw), rtol=1e-9, atol=1e-10)
-        torch.testing.assert_close(
-            variance[k], by_views(kernel, others, others, *draw).diagonal(), rtol=1e-9, atol=1e-10
-        )
+    for draw in ((LENGTH, *extents), (2 * LENGTH, *(e / 2 for e in extents))):
+        gram, (covariance, variance) = kernel.gram(*draw), kernel.cross(kernel.compared(images), *draw)
+        assert (covariance.shape, variance.shape) == ((N, N), (N,))
+        torch.testing.assert_close(covariance, gram, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(variance, gram.diagonal(), rtol=1e-9, atol=1e-10)
+        covariance, variance = kernel.cross(kernel.compared(others), *draw)
+        within = by_views(kernel, others, others, *draw).diagonal()
+        torch.testing.assert_close(covariance, by_views(kernel, others, images, *draw), rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(variance, within, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", ORBITS)
+def test_covariance_with_new_images_has_the_right_gradient(name, images, others):
+    kernel = OrbitKernel(ORBITS[name][0], images)
+    arguments = [LENGTH.clone().requires_grad_(), *(e.requires_grad_() for e in extents_of(name))]
+    compared = kernel.compared(others)
+    assert gradcheck(lambda *at: kernel.cross(compared, *at), arguments, eps=1e-6, atol=1e-7, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ORBITS)
@@ -260,14 +264,13 @@ def test_bag_of_patches_ignores_where_the_content_stands():
 @pytest.mark.parametrize("reach", [None, 0.0, 0.4, 2.0])
 def test_new_images_have_the_patch_kernel_of_old_ones(reach, patch, images, others):
     draw = (LENGTH,) if reach is None else (LENGTH, torch.tensor(reach))
-    covariance, variance = patch.cross(images, [draw, draw])
-    assert (covariance.shape, variance.shape) == ((2, N, N), (2, N))
-    torch.testing.assert_close(covariance[0], patch.gram(*draw), rtol=1e-9, atol=1e-9)
-    assert torch.equal(covariance[0], covariance[1])
-    assert torch.equal(variance, torch.ones(2, N))
-    new = patch.cross(others, [draw])[0][0]
+    covariance, variance = patch.cross(patch.compared(images), *draw)
+    assert (covariance.shape, variance.shape) == ((N, N), (N,))
+    torch.testing.assert_close(covariance, patch.gram(*draw), rtol=1e-9, atol=1e-9)
+    assert torch.equal(variance, torch.ones(N))
+    new = patch.cross(patch.compared(others), *draw)[0]
     assert new.shape == (4, N)
-    one_by_one = torch.cat([patch.cross(others[i : i + 1], [draw])[0][0] for i in range(4)])
+    one_by_one = torch.cat([patch.cross(patch.compared(others[i : i + 1]), *draw)[0] for i in range(4)])
     torch.testing.assert_close(new, one_by_one, rtol=1e-12, atol=1e-12)
 
 

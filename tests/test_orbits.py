@@ -93,14 +93,14 @@ def check_agrees(fast: Turns | Shifts, general: Turns | Shifts, extents: tuple[f
     gram = kernel.gram(torch.tensor(0.7), *arguments)
     assert torch.allclose(gram, expected / expected.diagonal().mean(), rtol=0, atol=1e-10)
     assert torch.linalg.eigvalsh(gram)[0] > -1e-12
-    draws = [(torch.tensor(0.7), *arguments), (torch.tensor(1.3), *arguments)]
-    covariance, variance = kernel.cross(new, draws)
-    for k, (lengthscale, *_) in enumerate(draws):
-        unit = reference(general, seen, seen, kernel.scale, float(lengthscale), *arguments).diagonal().mean()
-        between = reference(general, seen_new, seen, kernel.scale, float(lengthscale), *arguments) / unit
-        within = reference(general, seen_new, seen_new, kernel.scale, float(lengthscale), *arguments) / unit
-        assert torch.allclose(covariance[k], between, rtol=0, atol=1e-10)
-        assert torch.allclose(variance[k], within.diagonal(), rtol=0, atol=1e-10)
+    compared = kernel.compared(new)
+    for lengthscale in (0.7, 1.3):
+        covariance, variance = kernel.cross(compared, torch.tensor(lengthscale), *arguments)
+        unit = reference(general, seen, seen, kernel.scale, lengthscale, *arguments).diagonal().mean()
+        between = reference(general, seen_new, seen, kernel.scale, lengthscale, *arguments) / unit
+        within = reference(general, seen_new, seen_new, kernel.scale, lengthscale, *arguments) / unit
+        assert torch.allclose(covariance, between, rtol=0, atol=1e-10)
+        assert torch.allclose(variance, within.diagonal(), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(
