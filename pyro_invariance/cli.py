@@ -1,4 +1,4 @@
-"""Command line: `select`, `predict`, `profile`, `check`, `list`, `card`, `data`."""
+"""Command line: `select`, `predict`, `report`, `export`, `profile`, `check`, `list`, `card`, `data`."""
 
 import argparse
 import os
@@ -17,6 +17,7 @@ import torch
 from pyro_invariance import datasets, downloads, plotting, results, zoo
 from pyro_invariance.calibration import Calibration
 from pyro_invariance.examination import examine, table
+from pyro_invariance.export import FORMATS, export
 from pyro_invariance.profiles import profile
 from pyro_invariance.report import report
 from pyro_invariance.runs import read_json
@@ -60,6 +61,11 @@ def _parser() -> argparse.ArgumentParser:
 
     again = command("report", _report, "write the report of a saved run again")
     again.add_argument("run", help="folder of a finished run")
+
+    take = command("export", _export, "what a saved run learned, as an augmentation policy for another library")
+    take.add_argument("run", help="folder of a finished run")
+    take.add_argument("--to", required=True, metavar="FORMAT", help=", ".join(FORMATS))
+    take.add_argument("--out", help="a file to write, .py or .json; printed by default")
 
     walk = command("profile", _profile, "evidence against the extent of a learned range, as a picture")
     walk.add_argument("data", nargs="?", default="digits", help=data_help)
@@ -179,6 +185,17 @@ def _predict(chosen: argparse.Namespace) -> int:
 def _report(chosen: argparse.Namespace) -> int:
     run, folder = results.load(chosen.run), Path(chosen.run)
     print(f"look at {report(run, folder, read_json(folder / 'selection.json')['command'])}")
+    return 0
+
+
+def _export(chosen: argparse.Namespace) -> int:
+    text = export(chosen.run, chosen.to)
+    if chosen.out is None:
+        print(text, end="")
+    else:
+        out = _writable(chosen.out, ".json" if chosen.to == "json" else ".py")
+        out.write_text(text, encoding="utf-8")
+        print(f"policy in {out}")
     return 0
 
 

@@ -49,11 +49,11 @@ LAYERS = (
     ("plotting.base",),
     ("plotting.*",),
     ("plotting",),
-    ("report",),
+    ("export", "report"),
     ("cli",),
     ("__init__",),
 )
-RIM = {"plotting", "report", "cli", "__init__"}
+RIM = {"plotting", "export", "report", "cli", "__init__"}
 
 
 def row(module: str) -> int | None:
