@@ -19,7 +19,7 @@ Representation = Pixels | Polar
 
 
 class Group(ABC):
-    """A group acting on images.
+    """A group acting on images or series.
 
     Attributes
     ----------
@@ -27,10 +27,13 @@ class Group(ABC):
         Number of elements; None for a continuous group.
     element_shape : tuple of int
         Shape of one element.
+    event_dim : int
+        Number of dimensions of one input: 3 for an image `[C, H, W]`, 1 for a series `[T]`.
     """
 
     order: int | None = None
     element_shape: tuple[int, ...] = ()
+    event_dim: int = 3
 
     def __init__(self, on: Representation | None = None) -> None:
         self.on: Representation = on if on is not None else Pixels()
@@ -52,7 +55,7 @@ class Group(ABC):
 
     @abstractmethod
     def act(self, g: Elements, x: Images) -> Images:
-        """Return `g.x`, shape `broadcast(S, B) + [C, H, W]`."""
+        """Return `g.x`, shape `broadcast(S, B) + event` for `g` `[*S, *element]` and `x` `[*B, *event]`."""
 
     def elements(self) -> Elements:
         """All elements `[order, *element]` of a finite group, the identity first."""

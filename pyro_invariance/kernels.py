@@ -11,10 +11,10 @@ from collections.abc import Callable
 
 import torch
 from pyro.contrib.gp.kernels import Kernel
-from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 from torch.func import vjp
 
+from pyro_invariance.features import Nystroem
 from pyro_invariance.numerics import one_by_one
 from pyro_invariance.orbits import Orbit, Patches, SpectralOrbit
 from pyro_invariance.representations import Pixels
@@ -220,11 +220,9 @@ class PatchKernel:
         side = images.shape[-1] - size + 1
         self.modes = min(modes, side)
         self.patches = Patches(size, side**2)
-        self.centres, self.length = self._centres(images, features)
-        gram = self._rbf(self.centres)
-        eigenvalues, vectors = torch.linalg.eigh(gram)
-        keep = eigenvalues > 1e-10 * eigenvalues[-1]
-        self.whiten = vectors[:, keep] / eigenvalues[keep].sqrt()  # [features, kept]
+        generator = torch.Generator().manual_seed(0)
+        some = images[torch.randperm(len(images), generator=generator)[:300]]
+        self.features = Nystroem(self.patches.views(some).flatten(2).flatten(0, 1), features, generator)
         basis = self._cosine(side)
         self.cosines = torch.einsum("bi,cj->bcij", basis, basis).flatten(0, 1).flatten(1)
         order = torch.arange(self.modes)
@@ -239,33 +237,13 @@ class PatchKernel:
         self.distances /= self.scale
         self.norms /= self.scale
         self.x /= self.scale**0.5
-        self.whiten /= self.scale**0.5  # features of new images are scaled alike
+        self.features.whiten /= self.scale**0.5  # features of new images are scaled alike
         self.mean = self.distances.sum(1) / (len(images) * (len(images) - 1) // 2)  # [G], over distinct pairs
 
     @staticmethod
     def bytes(pixels: Pixels, n: int, modes: int = 8) -> int:
         """Memory that the distances of `n` images take while they are made (at most, whatever the pooling)."""
         return 12 * n * n * modes * (modes + 1) // 2  # a full table and its lower triangle, which stays
-
-    def _centres(self, images: Images, features: int) -> tuple[Tensor, float]:
-        generator = torch.Generator().manual_seed(0)
-        some = images[torch.randperm(len(images), generator=generator)[:300]]
-        views = self.patches.views(some).flatten(2).flatten(0, 1)
-        views = views[torch.randperm(len(views), generator=generator)[:20_000]]
-        busy = views[views.var(-1) > 1e-3 * views.var()]
-        busy = busy if len(busy) >= 2 * features else views
-        apart = torch.pdist(busy[:500])
-        if not (apart > 0).any():
-            raise BadInput(f"images: all {len(images)} are constant")
-        count = min(features, len(busy))
-        means = MiniBatchKMeans(count, random_state=0, n_init=1, batch_size=2048).fit(busy.numpy())
-        centres = torch.as_tensor(means.cluster_centers_, dtype=images.dtype)
-        return centres, 0.5 * float(apart[apart > 0].median())
-
-    def _rbf(self, flat: Tensor) -> Tensor:
-        scale = -0.5 / self.length**2
-        table = torch.addmm(self.centres.square().sum(1) * scale, flat, self.centres.T, alpha=-2 * scale)
-        return table.add_(flat.square().sum(1, keepdim=True), alpha=scale).clamp_max_(0).exp_()
 
     def _cosine(self, n: int) -> Tensor:
         place = (torch.arange(n) + 0.5) / n
@@ -274,12 +252,12 @@ class PatchKernel:
 
     def _features(self, images: Images) -> Tensor:
         """Cosine-transformed feature maps `[modes^2, N, kept]`, in blocks of images."""
-        rows = max(1, 2**25 // (8 * self.patches.count * len(self.centres)))  # 32 MB: larger blocks cost page faults
+        rows = max(1, 2**25 // (8 * self.patches.count * len(self.features.centres)))  # 32 MB: more cost page faults
         blocks = []
         for block in images.split(rows):
-            maps = self._rbf(self.patches.views(block).flatten(2).flatten(0, 1))  # [n * P, features]
+            maps = self.features.similar(self.patches.views(block).flatten(2).flatten(0, 1))  # [n * P, features]
             sums = self.cosines @ maps.view(len(block), self.patches.count, -1)  # [n, modes^2, features]
-            blocks.append(sums @ self.whiten)
+            blocks.append(sums @ self.features.whiten)
         return torch.cat(blocks).transpose(0, 1).contiguous()
 
     def _group(self, by_mode: Tensor) -> Tensor:

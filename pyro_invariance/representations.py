@@ -49,15 +49,29 @@ class Pixels:
 
         Multiples of 90 degrees are exact on square images (`align_corners=False` everywhere).
         """
-        batch = torch.broadcast_shapes(x.shape[:-3], angle.shape)
-        angle = angle.expand(batch).reshape(-1)
         cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
         # image rows run downwards, so a counter-clockwise turn reads its source at the clockwise-turned place
-        theta = torch.stack([torch.stack([cos, -sin, zero], -1), torch.stack([sin, cos, zero], -1)], -2)
-        flat = x.expand(*batch, *x.shape[-3:]).reshape(-1, *x.shape[-3:])
-        grid = F.affine_grid(theta.to(x.dtype), list(flat.shape), align_corners=False)
-        turned = F.grid_sample(flat, grid, align_corners=False)
-        return turned.reshape(*batch, *x.shape[-3:])
+        return self.affine(x, torch.stack([torch.stack([cos, -sin, zero], -1), torch.stack([sin, cos, zero], -1)], -2))
+
+    def affine(self, x: Tensor, source: Tensor) -> Tensor:
+        """Read `[*B, C, H, W]` at the places `source (column, row, 1)` on the grid [-1, 1], `source` `[*S, 2, 3]`."""
+        flat = source.to(x).reshape(-1, 2, 3)
+        places = F.affine_grid(flat, [len(flat), 1, *x.shape[-2:]], align_corners=False)
+        return self.read(x, places.reshape(*source.shape[:-2], *places.shape[-3:]))
+
+    def read(self, x: Tensor, places: Tensor) -> Tensor:
+        """Bilinear values of `[*B, C, H, W]` at `places` `[*S, H, W, 2]`, (column, row) on [-1, 1]; zero outside."""
+        batch = torch.broadcast_shapes(x.shape[:-3], places.shape[:-3])
+        x = x.expand(*batch, *x.shape[-3:])
+        places = places[(None,) * (x.dim() - places.dim())]
+        # images that are read at the same places pass as channels of one, so that views are all that is allocated
+        shared = tuple(d for d in range(len(batch)) if places.shape[d] == 1)
+        last = tuple(range(len(batch) - len(shared), len(batch)))
+        x = x.movedim(shared, last)
+        flat = x.flatten(len(batch) - len(shared), -3)
+        places = places.reshape(-1, *places.shape[-3:])
+        values = F.grid_sample(flat.reshape(len(places), *flat.shape[-3:]), places, align_corners=False)
+        return values.reshape(x.shape).movedim(last, shared)
 
     def mirror(self, x: Tensor) -> Tensor:
         """Exchange left and right, the reflection that maps a polar angle `a` to `pi - a`."""
@@ -132,6 +146,21 @@ class Polar:
     def mirror(self, x: Tensor) -> Tensor:
         """Map the angle `a` to `pi - a`: left and right are exchanged."""
         return self.rotate(x.flip(-1).roll(1, -1), torch.tensor(math.pi).to(x))
+
+
+def centres(count: int, like: Tensor) -> Tensor:
+    """Centres of `count` pixels of a row (or samples of a series) on the grid [-1, 1], `[count]`."""
+    return (2 * torch.arange(count, dtype=like.dtype, device=like.device) + 1) / count - 1
+
+
+def interpolate(x: Tensor, offset: Tensor) -> Tensor:
+    """Linear values of series `[*B, T]` at `offset` `[*S, T]` (grid units) from each sample; the border goes on."""
+    length, shape = x.shape[-1], torch.broadcast_shapes(x.shape, offset.shape)
+    place = torch.arange(length, device=x.device) + offset * (length / 2)  # in samples: exact where nothing moves
+    place = place.clamp(0, length - 1)
+    before = place.detach().long()
+    after, x = (before + 1).clamp_max(length - 1), x.expand(shape)
+    return torch.lerp(x.gather(-1, before.expand(shape)), x.gather(-1, after.expand(shape)), place - before)
 
 
 def ground(images: Images) -> Tensor:

@@ -9,8 +9,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from pyro_invariance import groups
+from pyro_invariance import groups, matrix_groups
 from pyro_invariance.groups import O2, SO2, Cyclic, Dihedral, GridTranslation, Group, Mirror, Trivial, wrap
+from pyro_invariance.matrix_groups import Affine, Colour, Line, MatrixGroup
 from pyro_invariance.representations import Pixels, Polar
 from pyro_invariance.typing import BadInput
 
@@ -32,12 +33,13 @@ INSTANCES = {
     "SO2, odd angles": SO2(Polar(2, 15)),
     "O2": O2(POLAR),
 }
+MATRICES = [Affine(), Affine(("scale", "rotation")), Colour(), Colour(("brightness", "contrast")), Line()]
 
 
 def concrete(base: type) -> Iterator[type]:
     """Yield the concrete subclasses that the library defines."""
     for cls in base.__subclasses__():
-        if cls.__module__ == groups.__name__ and not inspect.isabstract(cls):
+        if cls.__module__ in (groups.__name__, matrix_groups.__name__) and not inspect.isabstract(cls):
             yield cls
         yield from concrete(cls)
 
@@ -51,6 +53,8 @@ def inputs(group: Group) -> Tensor:
 
 def some(group: Group) -> Tensor:
     """All elements of a finite group, or 16 of a continuous one, with the neutral one first."""
+    if isinstance(group, MatrixGroup):
+        return torch.cat([group.identity()[None], group.exp(0.5 * torch.randn(15, group.coefficients))])
     return group.elements() if group.order else torch.cat([group.identity()[None], group.sample([15])])
 
 
@@ -61,7 +65,9 @@ def pairs(group: Group) -> tuple[Tensor, Tensor]:
 
 
 def same(group: Group, g: Tensor, h: Tensor) -> bool:
-    """Tell whether elements agree; angles do so modulo 2 pi, to rounding."""
+    """Tell whether elements agree; matrices do so to rounding, angles also modulo 2 pi."""
+    if isinstance(group, MatrixGroup):
+        return torch.allclose(g, h, rtol=0, atol=1e-12)
     if group.order:
         return torch.equal(g, h)
     difference = g - h
@@ -123,14 +129,19 @@ def check_haar(group: Group) -> None:
 
 
 def test_every_group_has_an_instance():
-    assert set(concrete(Group)) - {type(group) for group in INSTANCES.values()} == set()
-    assert Cyclic in set(concrete(Group))
+    assert set(concrete(Group)) - {type(group) for group in [*INSTANCES.values(), *MATRICES]} == set()
+    assert {Cyclic, Affine} < set(concrete(Group))
 
 
 @pytest.mark.parametrize("group", INSTANCES.values(), ids=INSTANCES)
 @pytest.mark.parametrize("check", [check_axioms, check_action, check_haar])
 def test_group(check, group: Group):
     check(group)
+
+
+@pytest.mark.parametrize("group", MATRICES, ids=repr)
+def test_group_of_matrices(group: MatrixGroup):
+    check_axioms(group)
 
 
 @pytest.mark.parametrize("group", [g for g in INSTANCES.values() if g.order], ids=repr)
@@ -156,6 +167,11 @@ class NotAssociative(Cyclic):
         return (g + h + (g * h == 4)) % self.order
 
 
+class ElementwiseInverse(Affine):
+    def inverse(self, g):
+        return 1 / g
+
+
 class Uneven(SO2):
     def sample(self, shape=()):
         return super().sample(shape).abs().sqrt()
@@ -171,6 +187,7 @@ class Leaky(Cyclic):
     [
         (check_axioms, BrokenInverse(4)),
         (check_axioms, NotAssociative(5)),
+        (check_axioms, ElementwiseInverse()),
         (check_action, WrongOrder(4)),
         (check_action, SO2()),  # bilinear turns of pixels by any angle compose only roughly
         (check_haar, Uneven(POLAR)),

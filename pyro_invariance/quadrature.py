@@ -1,0 +1,54 @@
+"""Quadrature over a box of coefficients: few views stand for ranges of many transformations at once."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.quasirandom import SobolEngine
+
+from pyro_invariance.deformations import Deformation
+from pyro_invariance.matrix_groups import MatrixGroup
+from pyro_invariance.orbits import Orbit
+from pyro_invariance.typing import BadInput, Images, Views, checked_seed
+
+
+@dataclass(frozen=True)
+class SobolOrbit(Orbit):
+    r"""Views at the nodes of a scrambled Sobol sequence in a box of coefficients; weights are equal.
+
+    The nodes :math:`u \in [-1, 1]^G` move with the extents, :math:`c_g = e_g u_g`, so that the gradient in the extents
+    flows through the views.  With two extents each, :math:`l_g` and :math:`r_g`, they are uniform on
+    :math:`[-l_g, r_g]`.  Where all extents are zero the views are copies.
+
+    Parameters
+    ----------
+    group : MatrixGroup or Deformation
+        What the coefficients are of.
+    count : int
+        Number of nodes, V; powers of two are balanced best.
+    seed : int
+        Seed of the scrambling; the same nodes are used for all images.
+    """
+
+    group: MatrixGroup | Deformation
+    count: int
+    seed: int = 0
+
+    def nodes(self, *extents: Tensor) -> Tensor:
+        """Coefficients `[V, G]`; extents are one for each of `group.extents`, or all to the left, then to the right."""
+        names = self.group.extents
+        if len(extents) not in (len(names), 2 * len(names)):
+            raise BadInput(f"extents: got {len(extents)}; {self.group!r} takes {len(names)}, or left and right of each")
+        left, right = torch.stack(extents[: len(names)]), torch.stack(extents[-len(names) :])
+        engine = SobolEngine(self.group.coefficients, scramble=True, seed=checked_seed(self.seed))
+        u = 2 * engine.draw(self.count, dtype=torch.float64).to(right) - 1
+        return (right - left) / 2 + u * (right + left) / 2
+
+    def views(self, x: Images, *extents: Tensor) -> Views:
+        """Views `[N, V, *event]` of `x` `[N, *event]`."""
+        if x.dim() != 1 + self.group.event_dim:
+            raise BadInput(f"x: got shape {list(x.shape)}; {self.group!r} takes {1 + self.group.event_dim} dimensions")
+        return self.group.move(self.nodes(*extents), x)
+
+    def weights(self) -> Tensor:
+        return torch.full((self.count,), 1 / self.count)
