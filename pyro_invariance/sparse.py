@@ -12,7 +12,7 @@ length one over all data is the optimum, and the bound there is that of [titsias
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 from torch.distributions import Normal
 
-from pyro_invariance.kernels import BLOCK, OrbitKernel, PatchKernel
+from pyro_invariance.kernels import BLOCK
 from pyro_invariance.typing import Images
 
 JITTER = 1e-9  # of inducing values of variance one: they are noisy copies of the function's, and the bound holds
@@ -158,19 +158,26 @@ class SparseProcess:
         Data that are looked at in one step.
     """
 
-    kernel: OrbitKernel | PatchKernel
+    kernel: Any
     images: Images
     targets: Tensor
     inducing: Inducing
     batch: int
     _seen: tuple = field(init=False, default=())
 
-    def project(self, images: Images, variance: Tensor, lengthscale: Tensor, *extents: Tensor) -> tuple[Tensor, Tensor]:
-        """Projections `[M, B]` on the inducing values, and what they leave of the prior variance `[B]`."""
+    def factor(self, lengthscale: Tensor, *extents: Tensor) -> Tensor:
+        """Cholesky factor `[M, M]` of the prior correlation of the inducing values."""
         gram = self.kernel.gram(lengthscale, *extents)
-        cholesky = torch.linalg.cholesky(gram + JITTER * torch.eye(len(gram)).to(gram))
-        kernel: Any = self.kernel  # each kind has comparisons of its own
-        cross, prior = kernel.cross(kernel.compared(images), lengthscale, *extents)
+        return torch.linalg.cholesky(gram + JITTER * torch.eye(len(gram)).to(gram))
+
+    def project(
+        self, compared: Any, cholesky: Tensor, variance: Tensor, lengthscale: Tensor, *extents: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Projections `[M, B]` on the inducing values, and what they leave of the prior variance `[B]`.
+
+        `compared` is what the kernel says of the images, `cholesky` what `factor` says of the same point.
+        """
+        cross, prior = self.kernel.cross(compared, lengthscale, *extents)
         a = torch.linalg.solve_triangular(cholesky, cross.T, upper=False)
         left = prior - a.square().sum(0)
         if float(left.detach().min()) < -ROUNDING:
@@ -185,7 +192,8 @@ class SparseProcess:
         """Pyro statements of a minibatch, its expected log density scaled to all data: `point` as in `project`."""
         pyro.factor("divergence", -self.inducing.divergence())
         with pyro.plate("items", len(self.targets), subsample_size=self.batch) as rows:
-            a, left = self.project(self.images[rows], *point)
+            _, *shape = point
+            a, left = self.project(self.kernel.compared(self.images[rows]), self.factor(*shape), *point)
             moments = self.moments(a, left)
             self._seen = (likelihood, rows, a.detach(), *(m.detach() for m in moments))
             return pyro.sample("targets", likelihood(*moments), obs=self.targets[rows])
@@ -197,10 +205,9 @@ class SparseProcess:
             a, *_counted(likelihood, mean, spread, self.targets[rows]), len(self.targets) / len(rows), rate
         )
 
-    def batches(self) -> Iterator[tuple[Images, Tensor]]:
-        """All data in blocks that fit in memory."""
-        size = max(1, min(self.batch, BLOCK // (8 * self.kernel.width)))
-        yield from zip(self.images.split(size), self.targets.split(size), strict=True)
+    def blocks(self, images: Images) -> tuple[Images, ...]:
+        """Images in blocks whose comparisons fit in memory."""
+        return images.split(max(1, BLOCK // (8 * self.kernel.width)))
 
 
 def _counted(likelihood: Likelihood, mean: Tensor, spread: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -213,18 +220,47 @@ def _counted(likelihood: Likelihood, mean: Tensor, spread: Tensor, targets: Tens
 
 
 @torch.no_grad()
-def optimum(process: SparseProcess, noise: Tensor, *point: Tensor) -> tuple[float, Inducing]:
-    """Best bound for Gaussian noise at fixed hyperparameters, nats, in one pass over the data; and the guide there."""
-    size, outputs = process.inducing.shape
-    precision, shift = torch.eye(size), torch.zeros(size, outputs)
-    squares, left = torch.zeros(()), torch.zeros(())
-    for images, targets in process.batches():
-        a, rest = process.project(images, *point)
-        precision.addmm_(a, a.T, alpha=1 / float(noise))
-        shift.addmm_(a, targets, alpha=1 / float(noise))
-        squares, left = squares + targets.square().sum(), left + rest.sum()
-    best = Inducing(precision[None], shift)
-    log_det = -2 * best.root[0].diagonal().log().sum()
-    count = outputs * len(process.targets)
-    fitted = squares / noise - (shift * best.mean).sum() + outputs * (log_det + left / noise)
-    return float(-0.5 * (count * (2 * math.pi * noise).log() + fitted)), best
+def optima(process: SparseProcess, points: Sequence[tuple[Tensor, ...]]) -> list[tuple[float, Inducing]]:
+    """Best bound for Gaussian noise, nats, and the guide there, at each `(noise, variance, lengthscale, *extents)`.
+
+    All in one pass over the data, since comparisons take most of the time.
+    """
+    sums = [_Sums.of(process, point) for point in points]
+    done = 0
+    for images in process.blocks(process.images):
+        compared = process.kernel.compared(images)
+        for each in sums:
+            each.add(process, compared, process.targets[done : done + len(images)])
+        done += len(images)
+    return [each.bound(len(process.targets)) for each in sums]
+
+
+@dataclass
+class _Sums:
+    """What a pass over the data has seen at one point."""
+
+    noise: Tensor
+    at: tuple[Tensor, ...]
+    cholesky: Tensor
+    precision: Tensor
+    shift: Tensor
+    squares: float = 0.0
+    left: float = 0.0
+
+    @classmethod
+    def of(cls, process: SparseProcess, point: tuple[Tensor, ...]) -> "_Sums":
+        noise, *at = point
+        size, outputs = process.inducing.shape
+        return cls(noise, tuple(at), process.factor(*at[1:]), torch.eye(size), torch.zeros(size, outputs))
+
+    def add(self, process: SparseProcess, compared: Any, targets: Tensor) -> None:
+        a, left = process.project(compared, self.cholesky, *self.at)
+        self.precision.addmm_(a, a.T, alpha=1 / float(self.noise))
+        self.shift.addmm_(a, targets, alpha=1 / float(self.noise))
+        self.squares, self.left = self.squares + float(targets.square().sum()), self.left + float(left.sum())
+
+    def bound(self, count: int) -> tuple[float, Inducing]:
+        best, outputs, noise = Inducing(self.precision[None], self.shift), self.shift.shape[1], float(self.noise)
+        log_det = -2 * float(best.root[0].diagonal().log().sum())
+        fitted = self.squares / noise - float((self.shift * best.mean).sum()) + outputs * (log_det + self.left / noise)
+        return -0.5 * (outputs * count * math.log(2 * math.pi * noise) + fitted), best

@@ -15,7 +15,7 @@ from pyro_invariance import zoo
 from pyro_invariance.datasets import Dataset
 from pyro_invariance.kernels import OrbitKernel, PatchKernel
 from pyro_invariance.processes import GaussianProcess
-from pyro_invariance.sparse import ExpectedCategorical, ExpectedNormal, Inducing, SparseProcess, optimum
+from pyro_invariance.sparse import ExpectedCategorical, ExpectedNormal, Inducing, SparseProcess, optima
 
 # Torch scripts its forward-mode decompositions the first time that they are asked for, and deprecates its own scripts.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -49,6 +49,14 @@ def point(name: str) -> tuple[Tensor, ...]:
     return (VARIANCE, *(torch.tensor(p) for p in POINTS[name]))
 
 
+def optimum(made: SparseProcess, *at: Tensor) -> tuple[float, Inducing]:
+    return optima(made, [(NOISE, *at)])[0]
+
+
+def project(made: SparseProcess, *at: Tensor) -> tuple[Tensor, Tensor]:
+    return made.project(made.kernel.compared(made.images), made.factor(*at[1:]), *at)
+
+
 def exact(made: SparseProcess, name: str) -> float:
     """Log evidence of all data under the same kernel, in the units that the inducing images set."""
     every = OrbitKernel(made.kernel.orbit, made.images)
@@ -67,25 +75,32 @@ def test_bound_is_below_the_evidence_and_closes_with_more_inducing_images(name, 
     gaps = []
     for size in (5, M, 30, N):
         made = process(data, targets, name, size)
-        truth, (bound, _) = exact(made, name), optimum(made, NOISE, *point(name))
+        truth, (bound, _) = exact(made, name), optimum(made, *point(name))
         check_below(bound, truth)
         gaps.append(truth - bound)
     assert gaps[0] > 1.0
     assert gaps[-1] == pytest.approx(0.0, abs=1e-4)
 
 
+def test_one_pass_serves_many_points(data, targets):
+    made = process(data, targets, "rotation")
+    points = [(noise, *point("rotation")) for noise in (NOISE, 2 * NOISE)]
+    for together, at in zip(optima(made, points), points, strict=True):
+        assert together[0] == pytest.approx(optima(made, [at])[0][0], rel=1e-12)
+
+
 def test_bound_of_patches_is_exact_at_all_images(data, targets):
     made, at = process(data, targets, "convolution", N), (torch.tensor(0.6), torch.tensor(0.5))
     truth = float(GaussianProcess(made.kernel.gram(*at), VARIANCE, NOISE, (N, OUTPUTS)).log_prob(targets))
-    assert optimum(made, NOISE, VARIANCE, *at)[0] == pytest.approx(truth, abs=1e-5)
+    assert optimum(made, VARIANCE, *at)[0] == pytest.approx(truth, abs=1e-5)
 
 
 def test_bound_with_a_wrong_sign_of_what_is_left_is_caught(data, targets, monkeypatch):
-    project = SparseProcess.project
-    monkeypatch.setattr(SparseProcess, "project", lambda *a: (project(*a)[0], -project(*a)[1]))
+    right = SparseProcess.project
+    monkeypatch.setattr(SparseProcess, "project", lambda *a: (right(*a)[0], -right(*a)[1]))
     made = process(data, targets, "rotation")
     with pytest.raises(AssertionError):
-        check_below(optimum(made, NOISE, *point("rotation"))[0], exact(made, "rotation"))
+        check_below(optimum(made, *point("rotation"))[0], exact(made, "rotation"))
 
 
 def test_inducing_values_that_explain_too_much_are_caught(data, targets, monkeypatch):
@@ -93,7 +108,7 @@ def test_inducing_values_that_explain_too_much_are_caught(data, targets, monkeyp
     cross = OrbitKernel.cross
     monkeypatch.setattr(OrbitKernel, "cross", lambda *a: (1.1 * cross(*a)[0], cross(*a)[1]))
     with pytest.raises(FloatingPointError, match="more than there is"):
-        optimum(made, NOISE, *point("rotation"))
+        optimum(made, *point("rotation"))
 
 
 def bound_of(made: SparseProcess, name: str, seed: int = 0) -> Tensor:
@@ -110,7 +125,7 @@ def test_one_whole_natural_step_is_the_optimum(data, targets):
     made = process(data, targets, "rotation", batch=N)
     start = float(bound_of(made, "rotation"))
     made.follow(rate=1.0)
-    best, guide = optimum(made, NOISE, *point("rotation"))
+    best, guide = optimum(made, *point("rotation"))
     assert float(bound_of(made, "rotation")) == pytest.approx(best, abs=1e-6)
     assert start < best - 1.0
     torch.testing.assert_close(made.inducing.shift, guide.shift, rtol=1e-9, atol=1e-9)
@@ -119,7 +134,7 @@ def test_one_whole_natural_step_is_the_optimum(data, targets):
 
 def test_natural_steps_of_minibatches_come_near_the_optimum(data, targets):
     made = process(data, targets, "rotation", batch=10)
-    best, _ = optimum(made, NOISE, *point("rotation"))
+    best, _ = optimum(made, *point("rotation"))
     for step in range(200):
         bound_of(made, "rotation", seed=step)
         made.follow(rate=1 / (1 + step))
@@ -129,7 +144,7 @@ def test_natural_steps_of_minibatches_come_near_the_optimum(data, targets):
 
 def test_minibatches_are_unbiased(data, targets):
     made = process(data, targets, "rotation")
-    made.inducing = optimum(made, NOISE, *point("rotation"))[1]
+    made.inducing = optimum(made, *point("rotation"))[1]
     whole = float(bound_of(replace(made, batch=N), "rotation"))
     each = np.array([float(bound_of(made, "rotation", seed)) for seed in range(300)])
     assert abs(each.mean() - whole) < 2.58 * each.std() / math.sqrt(len(each))  # alpha 0.01
@@ -150,10 +165,10 @@ def test_divergence_is_that_of_normals():
 
 def test_gradient_in_the_hyperparameters(data, targets):
     made = process(data, targets, "translation", batch=N)
-    made.inducing = optimum(made, NOISE, *point("translation"))[1]
+    made.inducing = optimum(made, *point("translation"))[1]
 
     def bound(noise: Tensor, *at: Tensor) -> Tensor:
-        moments = made.moments(*made.project(made.images, *at))
+        moments = made.moments(*project(made, *at))
         return ExpectedNormal(*moments, noise).log_prob(made.targets).sum()
 
     at = [p.clone().requires_grad_() for p in (NOISE, *point("translation"))]
@@ -195,5 +210,5 @@ def test_classes_are_learned_by_natural_steps(data):
         path.append(bound())
     assert path[-1] > path[0] + 5
     assert path[-1] - path[-2] < 1e-3  # it has arrived
-    mean, _ = made.moments(*made.project(data.x, *at))
+    mean, _ = made.moments(*project(made, *at))
     assert float(((mean[:, 0] > 0) == labels).double().mean()) > 0.8

@@ -1,0 +1,78 @@
+"""A hypothesis fitted through inducing images against the same one fitted exactly."""
+
+import math
+
+import pytest
+import torch
+
+from pyro_invariance import sparse_fitting, zoo
+from pyro_invariance.datasets import Dataset
+from pyro_invariance.fitting import Fit, fit
+from pyro_invariance.sparse_fitting import SparseFit, fit_sparse
+from pyro_invariance.zoo import Hypothesis
+
+# Torch scripts its forward-mode decompositions the first time that they are asked for, and deprecates its own scripts.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
+N = 150
+
+
+@pytest.fixture(scope="module")
+def data(float64: None) -> Dataset:
+    return zoo.load("orbit_gp").data("SO2", 0, size=N, test=100, side=10)
+
+
+def rotation(data: Dataset) -> Hypothesis:
+    return next(h for h in zoo.load("orbit_gp").hypotheses(data) if h.name == "SO2")
+
+
+@pytest.fixture(scope="module")
+def exact(data: Dataset) -> Fit:
+    return fit(rotation(data), data)
+
+
+@pytest.fixture(scope="module")
+def through(data: Dataset) -> dict[int, SparseFit]:
+    return {size: fit_sparse(rotation(data), data, size) for size in (10, 40, N)}
+
+
+def test_bound_is_below_the_upper_side_and_rises_with_the_inducing_images(exact, through):
+    found = [through[size].evidence for size in (10, 40, N)]
+    assert all(e.bound == "lower" for e in found)
+    assert all(e.value < exact.upper + 3 * e.std_error for e in found)
+    assert found[0].value < found[1].value < found[2].value
+
+
+def test_all_images_make_it_nearly_exact(exact, through):
+    whole = through[N]
+    assert whole.inducing == N
+    error = 3 * math.hypot(whole.evidence.std_error, exact.evidence.std_error)
+    assert whole.evidence.value < exact.evidence.value + (exact.evidence.looseness or 0.0) + error
+    assert whole.evidence.value > exact.evidence.value - 10
+    assert torch.corrcoef(torch.stack([whole.test_mean[:, 0], exact.test_mean[:, 0]]))[0, 1] > 0.99
+
+
+def test_predictions_know_how_wrong_they_are(data, through):
+    truth = data.encode(data.y_test)[:, 0]
+    for found in through.values():
+        assert found.test_mean.shape == (100, 1)
+        z = (found.test_mean[:, 0] - truth) / found.test_variance.sqrt()
+        assert 0.6 < float(z.square().mean().sqrt()) < 1.6
+    errors = [float((f.test_mean[:, 0] - truth).square().mean()) for f in through.values()]
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_the_seed_decides(data, through):
+    again, other = (fit_sparse(rotation(data), data, 10, seed) for seed in (0, 1))
+    assert again.evidence == through[10].evidence
+    assert other.evidence != through[10].evidence
+
+
+def test_bound_rises_while_it_is_trained(through):
+    path = torch.tensor(through[40].path)
+    assert float(path[-10:].mean()) > float(path[:5].mean())
+
+
+def test_untrained_hyperparameters_are_caught(data, through, monkeypatch):
+    monkeypatch.setattr(sparse_fitting, "WARM", 10**6)  # they stay where a few images and no others put them
+    assert fit_sparse(rotation(data), data, 10).evidence.value < through[10].evidence.value - 1
