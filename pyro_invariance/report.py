@@ -18,8 +18,6 @@ from pyro_invariance.results import Selection, describe_extents
 from pyro_invariance.runs import versions
 from pyro_invariance.verdict import Verdict
 
-KHAT, TIGHT = 0.7, 2.0  # above these a bound deserves a word: Pareto shape, nats
-
 
 def report(selection: Selection, folder: Path, command: str = "") -> Path:
     """Write `report.html`, self-contained: everything escaped, pictures embedded and described in words.
@@ -111,13 +109,7 @@ def cautions(selection: Selection) -> list[str]:
     if any(f.evidence.bound == "lower" and f.evidence.upper is None for f in selection.fits):
         found.append("Upper sides were not searched densely, so that nothing is certified (select ... --check does).")
     for f in selection.fits:
-        e = f.evidence
-        if e.khat is not None and e.khat > KHAT:
-            found.append(f"{f.label}: the guide misses a tail of the posterior (k-hat {e.khat:.2f}).")
-        if (e.looseness or 0.0) > TIGHT or (e.drift or 0.0) > TIGHT:
-            found.append(
-                f"{f.label}: its bound is {e.looseness or 0:.1f} nats loose and moved by {e.drift or 0:.1f} at the end."
-            )
+        found += [f"{f.label}: {caution}." for caution in f.evidence.cautions]
         if f.other_optima:
             least = min(o["below_best"] for o in f.other_optima)
             found.append(f"{f.label}: another start ended elsewhere, {least:.0f} nats below.")

@@ -132,7 +132,7 @@ def test_cautions_name_what_is_unsure(run):
     f = run.fits[0]
     shaky = replace(
         f,
-        evidence=replace(f.evidence, khat=0.9, looseness=5.0),
+        evidence=replace(f.evidence, khat=0.9, looseness=5.0, draws=1000),
         other_optima=[{"below_best": 12.0, "extents": {"rotation": 1.0}}],
     )
     told = replace(
