@@ -17,8 +17,8 @@ Generative process, for class contrasts :math:`y_{nc}` of unit variance (`pyro_i
 
 One base, `turning`, with its own `trivial`: the same features, no averaging.
 
-Limitations: those of `orbit_gp`; features are Nystroem's, chosen by the data, blurred by a fixed amount; places beyond
-four fifths of the inscribed disk are not seen; no reflections.
+Limitations: those of `orbit_gp`; features are Nystroem's, chosen by the data, blurred by a fixed amount; patches are
+cut at radii up to three quarters of the inscribed disk; no reflections.
 
 References: [vanderwilk2017convolutional], [vanderwilk2018learning], [williams2001using], [rasmussen2006gaussian].
 """
@@ -52,7 +52,7 @@ CARD = Card(
     kind="images",
     hypotheses=("null", "trivial", "C4", "SO2", "rotation"),
     symmetries={"C4": "quarter turns", "SO2": "any turn", "rotation": "turns"},
-    data=("digits", "mnist", "fashion_mnist", "any .npz of images", "simulated-...: data(planted) of this file"),
+    data=("digits", "mnist", "fashion_mnist", "any .npz of images", "turning-...: data(planted) of this file"),
     sites={"lengthscale": "[]", "variance": "[]", "noise": "[]", "rotation": "[]"},
     evidence=("lower (SVI over hyperparameters, f exact)", "upper (type-II maximum)"),
     references=("vanderwilk2017convolutional", "vanderwilk2018learning", "williams2001using"),
@@ -72,7 +72,7 @@ def hypotheses(data: Dataset, nodes: int = NODES, scale: float = 1.0) -> list[Hy
 
     def make(name: str, kind: str, order: int, density: Density | None = None, **more: Any) -> Hypothesis:
         kernel = partial(_kernel, pixels, nodes, order, density)
-        return hypothesis(name, kind, "turning", kernel, scale=scale, table=partial(_bytes, order), **more)
+        return hypothesis(name, kind, "turning", kernel, scale=scale, table=partial(_bytes, order, nodes), **more)
 
     return [
         hypothesis("null", "null", "none", None, scale=scale),
@@ -96,8 +96,8 @@ def _kernel(pixels: Pixels, nodes: int, order: int, density: Density | None, ima
     return OrbitKernel(Turns(PolarPatches(pixels, images, nodes), order, density), images)
 
 
-def _bytes(order: int, n: int) -> int:
-    return 4 * order * n * (n + 1) + 3 * 8 * 96 * 6 * NODES * n  # distances; maps of features and their spectra
+def _bytes(order: int, nodes: int, n: int) -> int:
+    return 4 * order * n * (n + 1) + 4 * 8 * 96 * 6 * nodes * n  # distances; maps of features and their spectra
 
 
 PLANTED = {

@@ -63,7 +63,8 @@ def examine(
     yield from (check for check in [_coverage(fitted, data)] if check)
     for label, h in hypotheses.items():
         plain = next((p for p in hypotheses.values() if p.kind == "none" and p.base == h.base), None)
-        if h.kind == "group" and h.moved and h.predict and plain and label in every:
+        whole = h.kind == "group" and not h.extents and h.moved and h.predict
+        if whole and plain and plain.predict and label in every:
             yield _invariance(h, plain, every[label], seed)
     symmetric = name if name in every else next(planted for planted in every if planted != "none")
     for planted in ("none", symmetric):

@@ -15,9 +15,10 @@ from typing import Any
 
 import jinja2
 
+from pyro_invariance import zoo
 from pyro_invariance.datasets import nearest
 from pyro_invariance.fitting import Range
-from pyro_invariance.runs import read_json
+from pyro_invariance.runs import SOURCE, read_json, source
 from pyro_invariance.typing import BadInput
 
 
@@ -36,12 +37,8 @@ GENERATORS = {
     "rows": Generator("translation", "grid", lambda e: e / 2, "of the height, positive down"),  # the image is [-1, 1]
     "columns": Generator("translation", "grid", lambda e: e / 2, "of the width, positive right"),
     "scale": Generator("scale", "log", math.exp, "times the size"),
-    "aspect": Generator("aspect", "log", math.exp, "times width over height"),
-    "shear": Generator("shear", "rad", math.degrees, "degrees, the top to the right"),
-    "brightness": Generator("brightness", "log", math.exp, "times the brightness"),
-    "contrast": Generator("contrast", "log", math.exp, "times the contrast"),
-    "saturation": Generator("saturation", "log", math.exp, "times the saturation"),
-    "hue": Generator("hue", "rad", lambda e: e / (2 * math.pi), "of the colour circle"),
+    "aspect": Generator("aspect", "log", lambda e: math.exp(2 * e), "times width over height"),
+    "shear": Generator("shear", "grid", lambda e: math.degrees(math.atan(e)), "degrees, the top to the right"),
 }
 ANY_TURN = [-180.0, 180.0]
 GROUPS: dict[str, dict[str, Any]] = {  # what needs no range
@@ -51,7 +48,7 @@ GROUPS: dict[str, dict[str, Any]] = {  # what needs no range
 }
 WITHOUT = {"convolution": "no augmentation does this, convolutional layers do"}
 NOT_DRAWN = {"aspect"}  # the libraries draw width and height apart
-AFFINE, COLOUR = ("rotation", "rows", "columns", "scale", "shear"), ("brightness", "contrast", "saturation", "hue")
+AFFINE = ("rotation", "rows", "columns", "scale", "shear")
 
 FORMATS = ("json", "torchvision", "albumentations", "kornia")
 
@@ -79,8 +76,14 @@ def export(run: str | Path, to: str) -> str:
         raise BadInput(f"run: {str(run)!r} {what}; name the folder of a finished run")
     content = read_json(folder / "selection.json")
     try:
+        if content["entry"] in zoo.names() and source(content["entry"]) != read_json(folder / "run.json")[SOURCE]:
+            raise BadInput(f"run: {str(run)!r} was made by another {SOURCE}; select again into another folder")
+        if to != "json" and len(content["data"]["shape"]) != 3:
+            raise BadInput(f"run: {str(run)!r} is not of images, which every format but json is for")
         document = policy(content)
         return json.dumps(document, indent=1, allow_nan=False) + "\n" if to == "json" else render(document, to)
+    except BadInput:
+        raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise BadInput(f"run: {str(run)!r} is damaged ({type(error).__name__}: {error})") from None
 
@@ -131,7 +134,8 @@ def _moves(symmetry: str, content: dict[str, Any]) -> list[dict[str, Any]]:
         if learned.unit != generator.unit or learned.undetermined:
             moves.append(move | {"why": f"its range of {name} is undetermined"})
             continue
-        ends = [float(f"{generator.convert(end):.4g}") for end in (-learned.mean, learned.mean)]
+        reach = learned.lower if learned.saturated else learned.mean  # a mean is not the least that it may be
+        ends = [float(f"{generator.convert(end):.4g}") for end in (-reach, reach)]
         whole = name == "rotation" and learned.saturated and not refused
         moves.append(move | {"range": ANY_TURN if whole else ends, "at_least": learned.saturated and not whole})
     return moves or [{"why": WITHOUT.get(symmetry, "no range of it was learned")}]
@@ -160,7 +164,6 @@ def render(document: dict[str, Any], to: str) -> str:
         uneven=uneven,
         size=(height, width),
         padding=[round(right * width), round(down * height), round(-left * width), round(-up * height)],
-        colour=any(name in moves for name in COLOUR),
     )
     return _comment(document) + "\n" + source
 

@@ -58,8 +58,8 @@ class Nystroem:
 class PolarPatches(Polar):
     r"""Features of patches around polar points, each in the frame of its radius: convolution composed with turns.
 
-    .. math:: c_{bf}(x) = e^{-s^2 (b^2 + f^2) / 2} \sum_{ra} \cos(\pi b (r + 1/2) / R)\, e^{-2 \pi i f a / A}\,
-        \phi(\text{patch}_{ra}(x))
+    .. math:: c_{bf}(x) \propto e^{-s^2 (b^2 + f^2) / 2}
+        \sum_{ra} \sqrt{r}\, \cos(\pi b (r + 1/2) / R)\, e^{-2 \pi i f a / A}\, \phi(\text{patch}_{ra}(x))
 
     with Nystroem features :math:`\phi`, back in `order` angles: an array `[N, kept, modes, order]` of what is
     where, up to the blur :math:`s`.  A turn of the image is a roll of the array, so that everything built on a polar
@@ -73,10 +73,10 @@ class PolarPatches(Polar):
         Examples that the features are chosen for.
     order : int
         Angles of the array; half as many frequencies are kept.
-    rings, angles : int
-        Places where patches are cut.
+    rings : int
+        Radii at which patches are cut, at 32 angles or more.
     size, reach : int, float
-        Side of a patch, pixels, which lie a little more than one apart; radius of the outermost ring.
+        Side of a patch, pixels, which lie a little more than one apart; the rings are `reach (r + 1/2) / R`.
     count, modes : int
         Nystroem centres, and cosine modes over the rings.
     blur : float
@@ -92,7 +92,6 @@ class PolarPatches(Polar):
         order: int = 16,
         *,
         rings: int = 8,
-        angles: int = 32,
         size: int = 5,
         reach: float = 0.8,
         count: int = 96,
@@ -100,7 +99,8 @@ class PolarPatches(Polar):
         blur: float = 0.4,
     ) -> None:
         super().__init__(rings, order)
-        self.pixels, self.cut, self.blur = pixels, angles, blur
+        self.pixels, self.blur = pixels, blur
+        angles = max(32, 2 * order)
         side = pixels(images[:1]).shape[-1]
         radius = (torch.arange(rings) + 0.5) / rings * reach
         angle = torch.arange(angles) * (2 * math.pi / angles)
@@ -115,6 +115,8 @@ class PolarPatches(Polar):
         generator = torch.Generator().manual_seed(0)
         some = images[torch.randperm(len(images), generator=generator)[:300]]
         self.features = Nystroem(self._patches(pixels(some)).flatten(0, -2), count, generator)
+
+    __eq__, __hash__ = object.__eq__, object.__hash__  # two of the same sizes may hold other features
 
     def _patches(self, pooled: Images) -> Tensor:
         """Patches `[N, R, A, C * size^2]`."""

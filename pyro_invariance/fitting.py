@@ -23,7 +23,7 @@ from pyro_invariance.evidence.variational import Draws, draw, elbo, train
 from pyro_invariance.guides import SkewNormal, mixture
 from pyro_invariance.modes import CLOSE, climbed, few, meet, optimum, others, sought
 from pyro_invariance.numerics import float64
-from pyro_invariance.processes import code_log_density
+from pyro_invariance.processes import code_log_density, mixed
 from pyro_invariance.profiles import walk
 from pyro_invariance.typing import BadInput
 from pyro_invariance.zoo import Extent, Hypothesis
@@ -311,5 +311,4 @@ def _predict(
     mean, variance = hypothesis.predict(args, sites, data.x_test)
     at = codes if data.classes else codes[:, None, :]
     density = code_log_density(mean, variance, at)
-    between = (mean - mean.mean(0)).square().mean((0, 2))  # of the draws' means, averaged over outputs
-    return mean.mean(0), variance.mean(0) + between, density
+    return *mixed(mean, variance), density

@@ -171,8 +171,8 @@ class OrbitKernel:
 
     @property
     def width(self) -> int:
-        """Numbers that a comparison with one new image takes."""
-        return self.orbit.count * len(self.x)
+        """Numbers that a comparison with one new image takes, its representation (made of others) among them."""
+        return self.orbit.count * len(self.x) + 4 * self.x[0].numel()
 
     def compared(self, images: Images) -> tuple[Tensor, Tensor]:
         """Distances of new images to the conditioned ones `[L, M, N]` and to their own views `[L, M]`."""

@@ -53,7 +53,7 @@ def predict(
     means, variances = [], []
     for block in images.split(max(1, BLOCK // (8 * kernel.width))):
         compared = kernel.compared(block)
-        at_block = [(p, kernel.cross(compared, *point)) for p, point in zip(processes, points, strict=True)]
+        at_block = ((p, kernel.cross(compared, *point)) for p, point in zip(processes, points, strict=True))
         moments = [process.condition(targets, *cross) for process, cross in at_block]
         means.append(torch.stack([mean for mean, _ in moments]))
         variances.append(torch.stack([variance for _, variance in moments]))
@@ -165,5 +165,5 @@ def _prepare(kernel: Callable[[Tensor], Kernel] | None, data: Dataset) -> tuple[
 def _memory(table: Callable[[int], int] | None, data: Dataset) -> int:
     if table is None:
         return 0
-    n = len(data.x)  # what the kernel keeps, a block compared with new images, and about ten N x N matrices
-    return table(n) + BLOCK + 80 * n * n
+    n = len(data.x)  # what the kernel keeps, blocks of new images, and about ten N x N matrices
+    return table(n) + 2 * BLOCK + 80 * n * n

@@ -52,6 +52,12 @@ def code_log_density(mean: Tensor, variance: Tensor, codes: Tensor) -> Tensor:
     return logs.logsumexp(0) - math.log(len(mean))
 
 
+def mixed(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Moments `[M, O]`, `[M]` of an equal mixture of D predictives; the variance is averaged over outputs."""
+    between = (mean - mean.mean(0)).square().mean((0, 2))
+    return mean.mean(0), variance.mean(0) + between
+
+
 class _LogEvidence(torch.autograd.Function):
     r""":math:`\log N(Y; 0, \Sigma = vK + \sigma^2 I)`, and its gradient in closed form."""
 

@@ -144,8 +144,11 @@ class Polar:
         return torch.fft.irfft(torch.fft.rfft(x) * phase, n=self.angles)
 
     def mirror(self, x: Tensor) -> Tensor:
-        """Map the angle `a` to `pi - a`: left and right are exchanged."""
-        return self.rotate(x.flip(-1).roll(1, -1), torch.tensor(math.pi).to(x))
+        """Map the angle `a` to `pi - a`: left and right are exchanged, exactly where the number of angles is even."""
+        flipped = x.flip(-1).roll(1, -1)
+        if self.angles % 2:
+            return self.rotate(flipped, torch.tensor(math.pi).to(x))
+        return flipped.roll(self.angles // 2, -1)
 
 
 def centres(count: int, like: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from pyro_invariance.evidence.comparison import probabilities
 from pyro_invariance.fitting import PREDICTIVE, Fit
 from pyro_invariance.numerics import float64
 from pyro_invariance.processes import code_log_density
-from pyro_invariance.runs import RunFolder, identity, read_json, read_tensors, versions
+from pyro_invariance.runs import SOURCE, RunFolder, identity, read_json, read_tensors, versions
 from pyro_invariance.scrutiny import Scrutiny
 from pyro_invariance.typing import BadInput
 from pyro_invariance.verdict import Verdict, best, verdicts
@@ -296,7 +296,7 @@ def _restore(path: Path, content: dict[str, Any]) -> Selection:
     hypotheses = {h.label: h for h in zoo.load(content["entry"]).hypotheses(data)}
     made = read_json(path / "run.json")
     for what, value in identity(data, content["entry"], content["seed"], []).items():
-        if what in ("version", "entry's source") and made[what] != value:
+        if what in ("version", SOURCE) and made[what] != value:
             raise BadInput(f"run: {str(path)!r} was made by another {what}; select again into another folder")
     folder, rows = RunFolder(path, made), content["hypotheses"]
     found = {row["label"]: folder.load(row["label"]) for row in rows if row["status"] == "done"}

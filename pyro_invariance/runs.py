@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import re
+import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
@@ -28,6 +29,7 @@ from pyro_invariance.typing import BadInput
 from pyro_invariance.zoo import Hypothesis
 
 VERSION = "0.1.0"
+SOURCE = "entry's source"
 TENSORS = (  # fields of a fit that are stored apart from its JSON
     *("draws", "prior", "weighted", "site_log_prior", "pointwise", "replicates", "observed"),
     *("test_mean", "test_variance", "test_log_density"),
@@ -50,12 +52,19 @@ def identity(data: Dataset, entry: str, seed: int, own: list[Hypothesis]) -> dic
     return {
         "version": VERSION,
         "entry": entry,
-        "entry's source": None if own else _digest(inspect.getsource(zoo.load(entry))),
+        SOURCE: None if own else source(entry),
         "data": _digest(*(_said(t) for t in (data.x, data.y, data.x_test, data.y_test))),
         "evidence images": [len(data.y), *data.x.shape[1:]],
         "seed": seed,
         "hypotheses": {h.label: _digest(*(_said(v) for v in vars(h).values())) for h in own},
     }
+
+
+def source(entry: str) -> str:
+    """Digest of the code of an entry, and of the modules of this package that it is made of."""
+    module = zoo.load(entry)
+    within = {getattr(v, "__module__", None) or "" for v in vars(module).values()} | {module.__name__}
+    return _digest(*(inspect.getsource(sys.modules[n]) for n in sorted(within) if n.startswith("pyro_invariance")))
 
 
 def _digest(*parts: str) -> str:

@@ -77,7 +77,8 @@ class ExpectedCategorical(TorchDistribution):
 
     def _logits(self) -> Tensor:
         sobol = torch.quasirandom.SobolEngine(self.loc.shape[1], scramble=True, seed=0)
-        eps = Normal(0.0, 1.0).icdf(sobol.draw(LOGITS, dtype=self.loc.dtype).clamp(1e-6, 1 - 1e-6)).to(self.loc)
+        half = Normal(0.0, 1.0).icdf(sobol.draw(LOGITS // 2, dtype=self.loc.dtype).clamp(1e-6, 1 - 1e-6)).to(self.loc)
+        eps = torch.cat([half, -half])  # of mean zero: a slope is no curvature
         f = self.loc + self.spread.sqrt() * eps[:, None]
         return (f @ self.contrasts.T).log_softmax(-1)  # [LOGITS, B, C]
 
@@ -215,7 +216,7 @@ def _counted(likelihood: Likelihood, mean: Tensor, spread: Tensor, targets: Tens
     with torch.enable_grad():
         at = mean.clone().requires_grad_(), spread.clone().requires_grad_()
         slope, curvature = torch.autograd.grad(likelihood(*at).log_prob(targets).sum(), at)
-    weight = -2 * curvature * spread.shape[1] / mean.shape[1]
+    weight = (-2 * curvature * spread.shape[1] / mean.shape[1]).clamp_min(0)  # log densities here are concave
     return weight, slope + weight * mean
 
 

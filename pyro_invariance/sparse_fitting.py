@@ -23,8 +23,9 @@ from pyro_invariance.evidence.importance import lower_bound
 from pyro_invariance.guides import SkewNormal
 from pyro_invariance.modes import climbed
 from pyro_invariance.numerics import float64
-from pyro_invariance.processes import code_log_density
+from pyro_invariance.processes import code_log_density, mixed
 from pyro_invariance.sparse import Inducing, SparseProcess, optima
+from pyro_invariance.typing import BadInput
 from pyro_invariance.zoo import Hypothesis
 
 FEW = 1000  # images that the start is found on, exactly
@@ -53,6 +54,8 @@ class SparseFit:
         Noisy bound per image at each step.
     test_mean, test_variance, test_log_density : Tensor `[M, O]`, `[M]`, `[M, C]` or `[M, 1]`
         Predictive moments of the targets, and log density of each class's code (of the value), at the test images.
+    cpu_seconds : float
+        Of everything.
     """
 
     label: str
@@ -80,12 +83,22 @@ def fit_sparse(
     data : Dataset
         Any number of images.
     size : int
-        Inducing images, class-balanced, drawn with the seed; as many as there are images make the bound exact.
+        Inducing images, class-balanced, drawn with the seed; they set the units of the kernel too.  As many as there
+        are images make the bound exact at each point of the hyperparameters.
     steps : int
         Of SVI.
     progress : bool
         Show a bar on a terminal.
+
+    Raises
+    ------
+    BadInput
+        For a hypothesis without a function, whose evidence needs no approximation, or fewer than two inducing images.
     """
+    if size < 2:
+        raise BadInput(f"size: got {size}; two inducing images or more are accepted")
+    if hypothesis.kind == "null":
+        raise BadInput(f"hypothesis: {hypothesis.label!r} has no function to approximate; use fit, which is fast")
     begin = time.process_time()
     few = data.subset(FEW, seed)
     log_joint = LogJoint(hypothesis.model, hypothesis.prepare(few))
@@ -107,7 +120,7 @@ def fit_sparse(
         centre = guide.get_posterior().fixed.transforms[0].centre
         some = data.subset(CURVED, seed)
         few_seen = replace(process, images=some.x, targets=data.encode(some.y))
-        precision = _precision(few_seen, hypothesis, log_joint, centre) * len(data.y) / len(some.y)
+        precision = _precision(few_seen, hypothesis, log_joint, centre, len(data.y) / len(some.y))
         posterior = MultivariateNormal(centre, precision_matrix=precision)
         z = posterior.sample(torch.Size([DRAWS]))
         log_guide = posterior.log_prob(z)
@@ -118,6 +131,7 @@ def fit_sparse(
         prior = torch.stack([log_joint.terms(row)[0] for row in z])
     bounds = torch.tensor([bound for bound, _ in best])
     mean, variance = _predict(process, points, [guide for _, guide in best], data.x_test)
+    middle, spread = mixed(mean, variance)
     codes = data.encode(data.y_test)[:, None] if data.codes is None else data.codes
     return SparseFit(
         label=hypothesis.label,
@@ -125,8 +139,8 @@ def fit_sparse(
         inducing=len(chosen.y),
         sites={name: torch.stack([row[name] for row in sites]) for name in log_joint.transforms},
         path=path,
-        test_mean=mean.mean(0),
-        test_variance=variance.mean(0),
+        test_mean=middle,
+        test_variance=spread,
         test_log_density=code_log_density(mean, variance, codes),
         cpu_seconds=time.process_time() - begin,
     )
@@ -138,7 +152,9 @@ def _point(hypothesis: Hypothesis, at: dict[str, Tensor]) -> tuple[Tensor, ...]:
     return noise, at["variance"], at["lengthscale"], *(at[name] for name in hypothesis.extents)
 
 
-def _precision(process: SparseProcess, hypothesis: Hypothesis, log_joint: LogJoint, centre: Tensor) -> Tensor:
+def _precision(
+    process: SparseProcess, hypothesis: Hypothesis, log_joint: LogJoint, centre: Tensor, share: float
+) -> Tensor:
     """Negative Hessian `[D, D]` of the best bound, by differences; nothing is less certain than to a factor of e."""
     size = len(centre)
     steps = APART * torch.eye(size)
@@ -150,7 +166,7 @@ def _precision(process: SparseProcess, hypothesis: Hypothesis, log_joint: LogJoi
     hessian = torch.diag(torch.stack(up) + torch.stack(down) - 2 * middle)
     for (i, j), value in zip(pairs, both, strict=True):
         hessian[i, j] = hessian[j, i] = value - up[i] - up[j] + middle
-    values, basis = torch.linalg.eigh(-hessian / APART**2)
+    values, basis = torch.linalg.eigh(-share * hessian / APART**2)
     return basis @ torch.diag(values.clamp_min(1.0)) @ basis.T
 
 
@@ -177,6 +193,9 @@ def _predict(
     process: SparseProcess, points: list[tuple[Tensor, ...]], guides: list[Inducing], images: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Predictive mean `[S, M, O]` and variance `[S, M]`, noise included, at each point."""
+    if len(images) == 0:
+        outputs = process.targets.shape[1]
+        return torch.zeros(len(points), 0, outputs), torch.zeros(len(points), 0)
     factors = [process.factor(*shape) for _, _, *shape in points]
     rows = []
     for block in process.blocks(images):

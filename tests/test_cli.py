@@ -292,7 +292,7 @@ def test_refused_hypothesis_is_status_one(data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sweep, "available_memory", lambda: 1e8)
     out = tmp_path / "run"
     assert main(["select", str(data), "--hypotheses", "mirror", "--jobs", "1", "--out", str(out)]) == 1
-    assert "refused: needs 0.3 GB, 0.1 GB are free" in capsys.readouterr().out
+    assert "refused: needs 0.5 GB, 0.1 GB are free" in capsys.readouterr().out
 
 
 def test_subset_is_said(data, tmp_path, monkeypatch, capsys):

@@ -78,13 +78,18 @@ def arguments(source: str, call: str) -> dict[str, Any]:
 def test_supported_range_enters_in_the_units_of_a_policy():
     rows = [
         row("rotation", ["rotation"], rotation=learned(math.radians(20), "rad")),
-        row("translation", ["translation"], rows=learned(0.2, "grid"), columns=learned(0.5, "grid", saturated=True)),
+        row(
+            "translation",
+            ["translation"],
+            rows=learned(0.2, "grid"),
+            columns=learned(0.6, "grid", lower=0.5, saturated=True),
+        ),
         row("scale", ["scale"], scale=learned(math.log(2), "log")),
-        row("hue", ["hue"], hue=learned(math.pi / 5, "rad")),
+        row("shear", ["shear"], shear=learned(1.0, "grid")),
     ]
     found = policy(content({r["label"]: verdict("supported") for r in rows}, *rows))
     expected = {"rotation": [-20.0, 20.0], "rows": [-0.1, 0.1], "columns": [-0.25, 0.25], "scale": [0.5, 2.0]}
-    assert ranges(found) == {**expected, "hue": [-0.1, 0.1]}
+    assert ranges(found) == {**expected, "shear": [-45.0, 45.0]}
     assert found["left_out"] == []
     assert [move["transformation"] for move in found["policy"] if move["at_least"]] == ["columns"]
     source = render(found, "kornia")
@@ -113,7 +118,7 @@ def test_groups_need_no_range():
 
 
 def test_whole_circle_is_any_turn_unless_that_is_refused():
-    rotation = row("rotation", ["rotation"], rotation=learned(2.9, "rad", saturated=True))
+    rotation = row("rotation", ["rotation"], rotation=learned(3.0, "rad", lower=2.9, saturated=True))
     every = {"rotation": verdict("supported"), "SO2": verdict("undecided")}
     assert ranges(policy(content(every, rotation))) == {"rotation": [-180.0, 180.0]}
     found = policy(content(every | {"SO2": verdict("refused")}, rotation))
@@ -376,3 +381,22 @@ def test_command_line_says_so_in_one_line(run, folder, tmp_path, capsys):
         assert words in err
         assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_run_of_another_source_is_refused(folder, run, tmp_path):
+    for name in ("selection.json", "run.json"):
+        write_json(tmp_path / name, json.loads((folder / name).read_text(encoding="utf-8")))
+    assert export(tmp_path, "kornia")
+    made = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
+    write_json(tmp_path / "run.json", made | {"entry's source": "of before the mirror meant another thing"})
+    with pytest.raises(BadInput, match="another entry's source"):
+        export(tmp_path, "kornia")
+
+
+def test_run_of_series_is_for_json_alone(folder, run, tmp_path):
+    content = json.loads((folder / "selection.json").read_text(encoding="utf-8"))
+    content["entry"], content["data"]["shape"] = "custom", [30]
+    write_json(tmp_path / "selection.json", content)
+    assert export(tmp_path, "json")
+    with pytest.raises(BadInput, match="not of images"):
+        export(tmp_path, "kornia")

@@ -92,3 +92,10 @@ def test_kernel_of_patches_that_turn_is_invariant(maps, images):
 def test_patches_that_turn_have_no_mirror(maps, images):
     with pytest.raises(BadInput, match="mirror"):
         Turns(maps, 16, mirror=True).views(maps(images))
+
+
+@pytest.mark.parametrize("order", [4, 16, 36, 64])
+def test_finer_maps_are_maps_too(order, images):
+    maps = PolarPatches(Pixels(1), images, order, count=20)
+    assert maps(images[:2]).shape[-1] == order
+    check_turns(maps, images[:5])

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import gradcheck
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from pyro_invariance import zoo
+from pyro_invariance import sparse, zoo
 from pyro_invariance.datasets import Dataset
 from pyro_invariance.kernels import OrbitKernel, PatchKernel
 from pyro_invariance.processes import GaussianProcess
@@ -212,3 +212,15 @@ def test_classes_are_learned_by_natural_steps(data):
     assert path[-1] - path[-2] < 1e-3  # it has arrived
     mean, _ = made.moments(*project(made, *at))
     assert float(((mean[:, 0] > 0) == labels).double().mean()) > 0.8
+
+
+def test_weights_of_classes_are_no_less_than_zero():
+    contrasts = torch.eye(4) - 1 / 4
+    for spread in (1e-4, 0.01, 1.0):
+        loc = 10 * torch.randn(200, 4)
+        weight, _ = sparse._counted(
+            lambda m, s: ExpectedCategorical(m, s, contrasts), loc, torch.full_like(loc, spread), torch.arange(200) % 4
+        )
+        assert bool((weight >= 0).all())
+        far = loc.topk(2).values.diff(dim=-1)[:, 0] < -12  # of a sure class no class has any curvature
+        assert float(weight[far].max()) < 1e-3
