@@ -21,7 +21,7 @@ from pyro_invariance.evidence.incremental import evaluator, posterior
 from pyro_invariance.evidence.laplace import Mode, distinct, laplace, lean, maximise
 from pyro_invariance.evidence.variational import Draws, draw, elbo, train
 from pyro_invariance.guides import SkewNormal, mixture
-from pyro_invariance.modes import CLOSE, climbed, few, meet, optimum, others, sought
+from pyro_invariance.modes import CLOSE, VALLEY, climbed, few, meet, optimum, others, sought
 from pyro_invariance.numerics import float64
 from pyro_invariance.processes import code_log_density, mixed
 from pyro_invariance.profiles import walk
@@ -175,7 +175,7 @@ def fit(hypothesis: Hypothesis, data: Dataset, seed: int = 0) -> Fit:
         if m.value > best.value - RIVAL
     ]
 
-    parts = [_part(hypothesis, log_joint, mode, seed) for mode in distinct(log_joint, modes, CLOSE)]
+    parts = [_part(hypothesis, log_joint, mode, seed) for mode in distinct(log_joint, modes, CLOSE, VALLEY)]
     guide, before = parts[0].guide, parts[0].before
     if len(parts) > 1:
         shares = torch.stack([part.drawn.log_weights.mean() for part in parts])

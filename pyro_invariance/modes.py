@@ -10,11 +10,11 @@ from torch import Tensor
 from pyro_invariance.datasets import Dataset
 from pyro_invariance.evidence.base import LogJoint
 from pyro_invariance.evidence.incremental import Points
-from pyro_invariance.evidence.laplace import VALLEY, Mode, distinct, laplace, maximise, valley
+from pyro_invariance.evidence.laplace import Mode, distinct, laplace, maximise, valley
 from pyro_invariance.zoo import Hypothesis
 
 SCOUT = 300  # items on which the starts are compared first
-CLOSE = 5.0  # nats that a mode may be worse and still count
+CLOSE, VALLEY = 5.0, 0.5  # nats that a mode may be worse and still count, and that lie between two of them at least
 SURPRISE, TALL = 2.0, 10.0  # nats above what known modes explain, and below the best of them
 
 
@@ -44,7 +44,7 @@ def climbed(hypothesis: Hypothesis, data: Dataset, log_joint: LogJoint, seed: in
 def sought(log_joint: LogJoint, modes: Sequence[Mode], prior: Points) -> list[Mode]:
     """Climb from the likeliest draw of the prior that Laplace approximations of the known modes do not explain."""
     explained = torch.full_like(prior.log_joint, max(m.value for m in modes) - TALL)
-    for mode in distinct(log_joint, modes, CLOSE):
+    for mode in distinct(log_joint, modes, CLOSE, VALLEY):
         centre, cholesky = laplace(log_joint, mode.z)
         away = torch.linalg.solve_triangular(cholesky, (prior.z - centre).T, upper=False)
         explained = explained.maximum(mode.value - 0.5 * away.square().sum(0) + SURPRISE)

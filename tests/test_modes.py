@@ -57,9 +57,9 @@ def check_guide(found: Fit, data: Dataset) -> None:
         assert float((prior + likelihood - guide)[side].median()) == pytest.approx(exact, abs=0.1)
 
 
-def alone(log_joint: LogJoint, modes: list, close: float) -> list:
+def alone(log_joint: LogJoint, modes: list, close: float, deep: float) -> list:
     """A mutant: the best mode is all there is."""
-    return distinct(log_joint, modes, close)[:1]
+    return distinct(log_joint, modes, close, deep)[:1]
 
 
 @pytest.mark.parametrize("starts", [(1.0,), (-1.0,), (1.0, -0.5)])

@@ -26,7 +26,7 @@ from pyro_invariance.typing import BadInput, checked_seed
 STARTS, STEPS, DRAWS = 8, 100, 200
 TIGHT = 0.01  # nats: an evidence known better needs no training
 MET = 0.5  # nats between starts that reached the same mode
-FAR = 10.0  # nats: a mode that far below the best holds nothing
+FAR, VALLEY = 10.0, 0.05  # nats: a mode that far below the best holds nothing; what lies between two is lower by
 
 
 class Fitted(AutoContinuous):
@@ -55,7 +55,8 @@ def guided(problem: Problem, seed: int) -> tuple[Problem, dict[str, Any]]:
         raise BadInput("guide: the model has no continuous latent site, so that its evidence is exact: use exact")
     found = modes(problem, seed, STARTS)
     hidden: Callable = poutine.block(log_joint.model, hide=sorted(log_joint.summed))
-    parts = [_part(hidden, log_joint, mode, seed + 1 + k) for k, mode in enumerate(distinct(log_joint, found, FAR))]
+    kept = distinct(log_joint, found, FAR, VALLEY)
+    parts = [_part(hidden, log_joint, mode, seed + 1 + k) for k, mode in enumerate(kept)]
     shares = torch.tensor([part.log_mass for part in parts])
     together = mixture([part.posterior for part in parts], shares)
     guide = Fitted(hidden, together if len(parts) > 1 else parts[0].posterior)

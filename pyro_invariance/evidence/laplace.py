@@ -15,8 +15,6 @@ from pyro_invariance.evidence.base import LogJoint
 
 EDGE = 25.0  # of a coordinate that is a logarithm or a logit: exp(-25) is zero for every purpose
 
-VALLEY = 0.5  # nats that the density falls at least between two modes that are not one
-
 
 @dataclass(frozen=True, eq=False)  # one is not another of equal values
 class Mode:
@@ -130,12 +128,12 @@ def valley(log_joint: LogJoint, one: Mode, other: Mode) -> float:
     return min(one.value, other.value) + max(between)
 
 
-def distinct(log_joint: LogJoint, modes: Sequence[Mode], close: float) -> list[Mode]:
-    """Modes within so many nats of the best, with a valley between any two of them, best first."""
+def distinct(log_joint: LogJoint, modes: Sequence[Mode], close: float, deep: float) -> list[Mode]:
+    """Modes within `close` nats of the best, with a valley `deep` nats or more between any two, best first."""
     ranked = sorted(modes, key=lambda m: -m.value)
     kept: list[Mode] = []
     for mode in ranked:
-        if mode.value > ranked[0].value - close and all(valley(log_joint, mode, other) > VALLEY for other in kept):
+        if mode.value > ranked[0].value - close and all(valley(log_joint, mode, other) > deep for other in kept):
             kept.append(mode)
     return kept
 
