@@ -30,7 +30,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_invariance.datasets import Dataset, nearest
+from pyro_invariance.datasets import Dataset
 from pyro_invariance.densities import SoftUniform
 from pyro_invariance.kernels import OrbitKernel, PatchKernel
 from pyro_invariance.orbit_process import hypothesis, model, predict, simulate
@@ -176,7 +176,4 @@ def data(planted: str = "rotation", seed: int = 0, size: int = 300, test: int = 
     seed, size, test, side : int
         Seed, training images, test images, pixels per side.
     """
-    if planted not in PLANTED:
-        raise BadInput(f"planted: got {planted!r}; {nearest(planted, PLANTED)}")
-    name = f"simulated-{planted}"
-    return simulate(hypotheses, PLANTED[planted], name, seed=seed, size=size, test=test, side=side)
+    return simulate(hypotheses, PLANTED, planted, "simulated", seed=seed, size=size, test=test, side=side)

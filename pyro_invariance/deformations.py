@@ -5,13 +5,12 @@ are zero.  One extent, the amplitude, is the range of every coefficient.
 """
 
 import itertools
-import math
 from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
 
-from pyro_invariance.representations import Pixels, centres, interpolate
+from pyro_invariance.representations import Pixels, centres, cosines, interpolate
 from pyro_invariance.typing import BadInput, Images, Views
 
 
@@ -50,12 +49,6 @@ class Deformation(ABC):
         """Views `[N, V, *event]` of `x` `[N, *event]` under coefficients `[V, G]`."""
 
 
-def _waves(highest: int, count: int, like: Tensor) -> Tensor:
-    r""":math:`\cos(\pi k (t + 1) / 2)`, `k` half waves from side to side, at pixel centres, `[highest + 1, count]`."""
-    k = torch.arange(highest + 1, dtype=like.dtype, device=like.device)
-    return torch.cos(math.pi / 2 * k[:, None] * (centres(count, like) + 1))
-
-
 class Elastic(Deformation):
     r"""Elastic maps of the image plane: the content at place :math:`p` comes from :math:`p - d(p)`.
 
@@ -76,7 +69,7 @@ class Elastic(Deformation):
         self.frequencies = sorted(pairs, key=lambda kl: kl[0] ** 2 + kl[1] ** 2)[1 : modes + 1]
 
     def move(self, coefficients: Tensor, x: Images) -> Views:
-        rows, columns = (_waves(self.modes, side, x) for side in x.shape[-2:])
+        rows, columns = (cosines(self.modes + 1, side, x) for side in x.shape[-2:])
         waves = torch.stack([torch.outer(rows[k], columns[m]) for k, m in self.frequencies])  # [M, H, W]
         down, right = torch.tensordot(coefficients.to(x).unflatten(-1, (2, -1)), waves, 1).unbind(1)  # [V, H, W] each
         here = torch.stack(torch.meshgrid(*(centres(n, x) for n in x.shape[-2:]), indexing="ij")[::-1], -1)
@@ -104,7 +97,7 @@ class Warp(Deformation):
 
     def move(self, coefficients: Tensor, x: Tensor) -> Views:
         length = x.shape[-1]
-        speed = torch.exp(-(coefficients.to(x) @ _waves(self.modes, length, x)[1:]))  # [V, T]
+        speed = torch.exp(-(coefficients.to(x) @ cosines(self.modes + 1, length, x)[1:]))  # [V, T]
         passed = speed.cumsum(-1)
         source = (2 * passed - speed) / passed[..., -1:] - 1  # at the middle of each sample
         return interpolate(x[:, None], source - centres(length, x))

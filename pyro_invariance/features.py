@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
-from pyro_invariance.representations import Pixels, Polar
+from pyro_invariance.representations import Pixels, Polar, cosines
 from pyro_invariance.typing import BadInput, Images
 
 VIEWS = 20_000  # vectors that centres are looked for among
@@ -110,8 +110,8 @@ class PolarPatches(Polar):
         patch = offset[:, None, None] * outward + offset[:, None] * across  # [A, size, size, 2]
         self.places = (radius[:, None, None, None, None] * outward + patch).flatten(2, 3)  # [R, A, size^2, 2]
         self.area = (radius / radius.mean()).sqrt()
-        cosines = torch.cos(math.pi * torch.arange(modes)[:, None] * (torch.arange(rings) + 0.5) / rings)
-        self.cosines = cosines / cosines.norm(dim=1, keepdim=True) * self.area
+        basis = cosines(modes, rings, images)
+        self.cosines = basis / basis.norm(dim=1, keepdim=True) * self.area
         generator = torch.Generator().manual_seed(0)
         some = images[torch.randperm(len(images), generator=generator)[:300]]
         self.features = Nystroem(self._patches(pixels(some)).flatten(0, -2), count, generator)

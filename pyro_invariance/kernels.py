@@ -17,7 +17,7 @@ from torch.func import vjp
 from pyro_invariance.features import Nystroem
 from pyro_invariance.numerics import one_by_one
 from pyro_invariance.orbits import Orbit, Patches, SpectralOrbit
-from pyro_invariance.representations import Pixels
+from pyro_invariance.representations import Pixels, cosines
 from pyro_invariance.typing import BadInput, Images
 
 CHUNK = 2**19  # numbers per step of an evaluation: the temporaries stay in cache
@@ -223,7 +223,8 @@ class PatchKernel:
         generator = torch.Generator().manual_seed(0)
         some = images[torch.randperm(len(images), generator=generator)[:300]]
         self.features = Nystroem(self.patches.views(some).flatten(2).flatten(0, 1), features, generator)
-        basis = self._cosine(side)
+        basis = cosines(self.modes, side, images)
+        basis = basis / basis.norm(dim=1, keepdim=True)
         self.cosines = torch.einsum("bi,cj->bcij", basis, basis).flatten(0, 1).flatten(1)
         order = torch.arange(self.modes)
         self.group_of, self.group_index = (order[:, None] ** 2 + order**2).flatten().unique(return_inverse=True)
@@ -244,11 +245,6 @@ class PatchKernel:
     def bytes(pixels: Pixels, n: int, modes: int = 8) -> int:
         """Memory that the distances of `n` images take while they are made (at most, whatever the pooling)."""
         return 12 * n * n * modes * (modes + 1) // 2  # a full table and its lower triangle, which stays
-
-    def _cosine(self, n: int) -> Tensor:
-        place = (torch.arange(n) + 0.5) / n
-        basis = torch.cos(math.pi * torch.arange(self.modes)[:, None] * place)
-        return basis / basis.norm(dim=1, keepdim=True)
 
     def _features(self, images: Images) -> Tensor:
         """Cosine-transformed feature maps `[modes^2, N, kept]`, in blocks of images."""

@@ -11,12 +11,13 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_invariance import priors
-from pyro_invariance.datasets import Dataset, from_arrays
+from pyro_invariance.datasets import Dataset, from_arrays, nearest
 from pyro_invariance.kernels import BLOCK, OrbitKernel, PatchKernel
 from pyro_invariance.numerics import float64
 from pyro_invariance.processes import GaussianProcess
 from pyro_invariance.representations import Pixels, ground
 from pyro_invariance.sparse import ExpectedNormal, SparseProcess
+from pyro_invariance.typing import BadInput
 from pyro_invariance.zoo import Extent, Hypothesis
 
 Kernel = OrbitKernel | PatchKernel | SparseProcess
@@ -127,8 +128,9 @@ def moved(images: Tensor, extents: Mapping[str, float], *, name: str) -> dict[st
 @float64()
 def simulate(
     hypotheses: Callable[[Dataset], list[Hypothesis]],
-    planted: tuple[str, dict[str, float]],
-    name: str,
+    cases: Mapping[str, tuple[str, dict[str, float]]],
+    planted: str,
+    prefix: str,
     *,
     seed: int,
     size: int,
@@ -137,9 +139,12 @@ def simulate(
 ) -> Dataset:
     """Simulated images whose values are a draw of the Gaussian process of one hypothesis at given extents.
 
-    Images are sums of six random Gaussian blobs on a dark ground; the lengthscale is 0.7, the noise has standard
-    deviation 0.1.
+    `cases` names the hypothesis and the extents of everything that can be planted.  Images are sums of six random
+    Gaussian blobs on a dark ground; the lengthscale is 0.7, the noise has standard deviation 0.1.
     """
+    if planted not in cases:
+        raise BadInput(f"planted: got {planted!r}; {nearest(planted, cases)}")
+    name, extents = cases[planted]
     rng = np.random.default_rng(seed)
     count = size + test
     grid = (np.arange(side) + 0.5) / side * 2 - 1
@@ -147,11 +152,11 @@ def simulate(
     height = rng.uniform(0.3, 1.0, (count, 6))
     rows, columns = np.exp(-0.5 * ((grid - centre) / width) ** 2)
     images = np.einsum("nb,nbi,nbj->nij", height, rows, columns)
-    plain = from_arrays(name, images, np.arange(count) / count)
-    chosen = next(h for h in hypotheses(plain) if h.name == planted[0])
+    plain = from_arrays(f"{prefix}-{planted}", images, np.arange(count) / count)
+    chosen = next(h for h in hypotheses(plain) if h.name == name)
     kernel, _ = chosen.prepare(plain)
     with torch.no_grad():
-        gram = kernel.gram(torch.tensor(0.7), *(torch.tensor(planted[1][k]) for k in chosen.extents))
+        gram = kernel.gram(torch.tensor(0.7), *(torch.tensor(extents[k]) for k in chosen.extents))
     noisy = GaussianProcess(gram, torch.tensor(1.0), torch.tensor(0.01), (count, 1))
     with poutine.seed(rng_seed=seed):  # the caller's random numbers go on as if nothing had been drawn
         values = noisy.sample()[:, 0].numpy()

@@ -156,6 +156,12 @@ def centres(count: int, like: Tensor) -> Tensor:
     return (2 * torch.arange(count, dtype=like.dtype, device=like.device) + 1) / count - 1
 
 
+def cosines(modes: int, count: int, like: Tensor) -> Tensor:
+    r"""Modes :math:`\cos(\pi k (t + 1) / 2)`, `k` half waves from side to side, at pixel centres, `[modes, count]`."""
+    k = torch.arange(modes, dtype=like.dtype, device=like.device)
+    return torch.cos(math.pi / 2 * k[:, None] * (centres(count, like) + 1))
+
+
 def interpolate(x: Tensor, offset: Tensor) -> Tensor:
     """Linear values of series `[*B, T]` at `offset` `[*S, T]` (grid units) from each sample; the border goes on."""
     length, shape = x.shape[-1], torch.broadcast_shapes(x.shape, offset.shape)

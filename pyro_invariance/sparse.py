@@ -252,7 +252,8 @@ class _Sums:
     def of(cls, process: SparseProcess, point: tuple[Tensor, ...]) -> "_Sums":
         noise, *at = point
         size, outputs = process.inducing.shape
-        return cls(noise, tuple(at), process.factor(*at[1:]), torch.eye(size), torch.zeros(size, outputs))
+        factor = process.factor(*at[1:])
+        return cls(noise, tuple(at), factor, torch.eye(size).to(factor), torch.zeros(size, outputs).to(factor))
 
     def add(self, process: SparseProcess, compared: Any, targets: Tensor) -> None:
         a, left = process.project(compared, self.cholesky, *self.at)

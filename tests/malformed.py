@@ -156,6 +156,12 @@ def check_refused(problem: Callable[[], Problem], named: str, estimator: str) ->
     assert len(said) < 500
 
 
+def check_broken(kind: Break, small: Small, draw: Callable) -> None:
+    """Raise unless an estimator drawn at random refuses a problem that is broken in a way."""
+    estimators, named, broken = kind
+    check_refused(lambda: broken(small, draw), named, draw(st.sampled_from(estimators)))
+
+
 drawn = settings(
     deadline=None,
     derandomize=True,
