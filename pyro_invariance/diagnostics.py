@@ -19,7 +19,7 @@ from pyro_invariance.zoo import Hypothesis
 
 PRIOR_ITEMS, PRIOR_DRAWS = 200, 50
 SITE_UNITS = {"lengthscale": "mean distance of two images", "variance": "target variance", "noise": "target variance"}
-UNITS = {"rad": "radians", "grid": "image grid, side 2", "log": "log scale"}
+UNITS = {"rad": "radians", "grid": "image grid, side 2", "log": "log scale", "level": "black 0, white 1"}
 
 
 @float64()

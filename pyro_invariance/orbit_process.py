@@ -11,6 +11,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_invariance import priors
+from pyro_invariance.averaged import AveragedKernel
 from pyro_invariance.datasets import Dataset, from_arrays, nearest
 from pyro_invariance.kernels import BLOCK, OrbitKernel, PatchKernel
 from pyro_invariance.numerics import float64
@@ -20,7 +21,7 @@ from pyro_invariance.sparse import ExpectedNormal, SparseProcess
 from pyro_invariance.typing import BadInput
 from pyro_invariance.zoo import Extent, Hypothesis
 
-Kernel = OrbitKernel | PatchKernel | SparseProcess
+Kernel = OrbitKernel | PatchKernel | AveragedKernel | SparseProcess
 
 
 def model(kernel: Kernel | None, targets: Tensor, extents: dict[str, float], scale: float = 1.0) -> Tensor:
@@ -47,8 +48,9 @@ def predict(
         mean = torch.zeros(len(draws), len(images), targets.shape[1])
         return mean, torch.stack([(priors.NOISE_FLOOR + d["noise"]).expand(len(images)) for d in draws])
     points = [(d["lengthscale"], *(d[name] for name in ranges)) for d in draws]
+    one = torch.ones(())  # the kernel of a sum holds the variances of its parts
     processes = [
-        GaussianProcess(kernel.gram(*point), d["variance"], priors.NOISE_FLOOR + d["noise"], targets.shape)
+        GaussianProcess(kernel.gram(*point), d.get("variance", one), priors.NOISE_FLOOR + d["noise"], targets.shape)
         for d, point in zip(draws, points, strict=True)
     ]
     means, variances = [], []
@@ -73,10 +75,11 @@ def hypothesis(
     begin: tuple[dict[str, float], ...] | None = None,
     contains: Iterable[str] = (),
     saturated: Iterable[str] = (),
+    moved: Callable[[Tensor, Mapping[str, float]], dict[str, Tensor]] | None = None,
 ) -> Hypothesis:
     """Make a hypothesis of a kernel, which is given the images when they are known; None for noise alone.
 
-    `table(n)` is the bytes that the kernel keeps of `n` images.
+    `table(n)` is the bytes that the kernel keeps of `n` images; `moved` shows what its name does not say.
     """
     extents = extents or {}
     words = priors.describe(scale) | {k: f"Uniform(0, {e.upper:.4g})" for k, e in extents.items()}
@@ -98,11 +101,11 @@ def hypothesis(
         predict=partial(predict, ranges=tuple(extents)),
         memory=partial(_memory, table),
         priors=words,
-        moved=partial(moved, name=name),
+        moved=moved or partial(moved_by_name, name=name),
     )
 
 
-def moved(images: Tensor, extents: Mapping[str, float], *, name: str) -> dict[str, Tensor]:
+def moved_by_name(images: Tensor, extents: Mapping[str, float], *, name: str) -> dict[str, Tensor]:
     """Images under elements of a hypothesis's group, or at the ends of its ranges, on their own ground."""
     dark, side = ground(images), images.shape[-1]
 

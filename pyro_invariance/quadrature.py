@@ -8,7 +8,7 @@ from torch.quasirandom import SobolEngine
 
 from pyro_invariance.deformations import Deformation
 from pyro_invariance.matrix_groups import MatrixGroup
-from pyro_invariance.orbits import Orbit
+from pyro_invariance.orbits import FiniteOrbit, Orbit
 from pyro_invariance.typing import BadInput, Images, Views, checked_seed
 
 
@@ -52,3 +52,27 @@ class SobolOrbit(Orbit):
 
     def weights(self) -> Tensor:
         return torch.full((self.count,), 1 / self.count)
+
+
+@dataclass(frozen=True)
+class ComposedOrbit(Orbit):
+    """Views of views: those under a finite group, each of them moved within a box; weights are products.
+
+    Parameters
+    ----------
+    first : FiniteOrbit
+        What is done first.
+    then : SobolOrbit
+        What is done to each of its views.
+    """
+
+    first: FiniteOrbit
+    then: SobolOrbit
+
+    def views(self, x: Images, *extents: Tensor) -> Views:
+        """Views `[N, V W, *event]` of `x` `[N, *event]`; extents are those of `then`."""
+        first = self.first.views(x)
+        return self.then.views(first.flatten(0, 1), *extents).unflatten(0, first.shape[:2]).flatten(1, 2)
+
+    def weights(self) -> Tensor:
+        return torch.outer(self.first.weights(), self.then.weights()).flatten()

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from pyro_invariance import datasets, downloads
@@ -31,7 +32,7 @@ class Extent:
     generator : str
         What is ranged over, in words (`rotation`, `rows`, `columns`, `location`).
     unit : str
-        `rad`, `grid` (the image is [-1, 1]) or `log`.
+        `rad`, `grid` (the image is [-1, 1]), `log` or `level` (black is 0, white 1).
     upper : float
         Largest value that the prior allows.
     reach : float
@@ -43,7 +44,7 @@ class Extent:
     """
 
     generator: str
-    unit: Literal["rad", "grid", "log"]
+    unit: Literal["rad", "grid", "log", "level"]
     upper: float
     reach: float
     whole: bool
@@ -78,6 +79,10 @@ class Hypothesis:
         The priors in words.
     moved : callable, optional
         `(inputs, extents) -> {caption: inputs}`: what the hypothesis takes to be the same, at values of its ranges.
+    parts : mapping of str to Hypothesis
+        Of a sum of priors: sites that are scales (standard deviations), and what each of them is the scale of.
+    default : bool
+        Whether it is run when no names are given.
     """
 
     name: str
@@ -93,6 +98,14 @@ class Hypothesis:
     memory: Callable[[Dataset], int] = lambda data: 0
     priors: Mapping[str, str] = field(default_factory=dict)
     moved: Callable[[Tensor, Mapping[str, float]], Mapping[str, Tensor]] | None = None
+    parts: Mapping[str, "Hypothesis"] = field(default_factory=dict)
+    default: bool = True
+
+    def shares(self, sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Share of the prior variance that each part of a sum has, at values of its scales."""
+        squares = {name: sites[name].square() for name in self.parts}
+        total = torch.stack(list(squares.values())).sum(0) if squares else None
+        return {part.label: squares[name] / total for name, part in self.parts.items()}
 
     @property
     def label(self) -> str:
@@ -182,11 +195,11 @@ def choose(data: Dataset, model: str, names: Iterable[str] | None) -> list[Hypot
     """Hypotheses of a zoo entry by name, and what their contrasts need.
 
     That is `null`, the `trivial` of each base, and every hypothesis with some of the symmetries of a chosen one: O2
-    alone would be credited with a mirror where the data have only turns.
+    alone would be credited with a mirror where the data have only turns.  Without names, all that run by default.
     """
     every = load(model).hypotheses(data)
     if names is None:
-        return every
+        return [h for h in every if h.default]
     names = list(names)
     known = list(dict.fromkeys(h.name for h in every))
     for name in names:

@@ -23,6 +23,7 @@ LAYERS = (
     ("orbits",),
     ("quadrature",),
     ("kernels",),
+    ("averaged",),
     ("processes",),
     ("sparse",),
     ("priors",),

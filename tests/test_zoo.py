@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated
 ROOT = Path(__file__).resolve().parents[1]
 ENTRIES = zoo.names()
 BROKEN = "none"  # the planted case whose symmetry is broken
-UNITS = {"rad", "grid", "log"}
+UNITS = {"rad", "grid", "log", "level"}
 KINDS = {"null", "none", "convolution", "group", "augmentation", "composition"}
 
 
@@ -303,8 +303,8 @@ def test_entry_refuses_data_that_it_does_not_take(entry, data):
     other = replace(data, name="mine", kind="points")
     with pytest.raises(BadInput, match=r"'mine' holds points"):
         entry.hypotheses(other)
-    with pytest.raises(BadInput, match=r"planted: got 'SO3'.*did you mean 'SO2'"):
-        entry.data("SO3")
+    with pytest.raises(BadInput, match=r"planted: got 'nones'.*did you mean 'none'"):
+        entry.data("nones")
 
 
 def test_planted_data_are_finite_and_depend_on_the_seed_only(entry):
