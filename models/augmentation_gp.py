@@ -140,7 +140,6 @@ PLANTED = {
     "none": ("trivial", {}),
     "mirror": ("mirror", {}),
     "affine": ("affine", dict.fromkeys(PLANE, 0.0) | {"rotation": math.radians(90), "scale": 0.5}),
-    "colour": ("colour", {"brightness": 0.3, "contrast": 0.3}),
 }
 
 
@@ -153,8 +152,7 @@ def data(planted: str = "affine", seed: int = 0, size: int = 300, test: int = 20
     Parameters
     ----------
     planted : str
-        One of `none`, `mirror`, `affine` (turns of +-90 degrees and scales of e^+-0.5), `colour` (brightness +-0.3,
-        contrast e^+-0.3).
+        One of `none`, `mirror`, `affine` (turns of +-90 degrees and scales of e^+-0.5).
     seed, size, test, side : int
         Seed, training images, test images, pixels per side.
     """

@@ -46,7 +46,10 @@ GROUPS: dict[str, dict[str, Any]] = {  # what needs no range
     "C4": {"transformation": "quarter turns", "degrees": [0, 90, 180, 270], "unit": "each of the four equally often"},
     "SO2": {"transformation": "rotation", "range": ANY_TURN, "unit": GENERATORS["rotation"].words},
 }
-WITHOUT = {"convolution": "no augmentation does this, convolutional layers do"}
+WITHOUT = {
+    "convolution": "no augmentation does this, convolutional layers do",
+    "colour": "a policy moves the content of images only; selection.json has the ranges",
+}
 NOT_DRAWN = {"aspect"}  # the libraries draw width and height apart
 AFFINE = ("rotation", "rows", "columns", "scale", "shear")
 
@@ -124,15 +127,20 @@ def _moves(symmetry: str, content: dict[str, Any]) -> list[dict[str, Any]]:
     fitted = [row for row in content["hypotheses"] if row["status"] == "done" and symmetry in row["contains"]]
     fitted.sort(key=lambda row: -row["log_evidence"])
     refused = content["symmetries"].get("SO2", {}).get("verdict") == "refused"
+    half_pixel = 1 / content["data"]["shape"][-1]  # of the grid [-1, 1]; at the rim, of turns and scales as well
     moves = []
     for name, generator in GENERATORS.items():
-        row = next((row for row in fitted if generator.symmetry == symmetry and name in row["extent"]), None)
+        stands = symmetry in (generator.symmetry, "affine")  # all of them are affine
+        row = next((row for row in fitted if stands and name in row["extent"]), None)
         if row is None:
             continue
         learned = Range(**row["extent"][name], zero=False)
         move = {"transformation": name, "unit": generator.words, "hypothesis": row["label"]}
         if learned.unit != generator.unit or learned.undetermined:
             moves.append(move | {"why": f"its range of {name} is undetermined"})
+            continue
+        if learned.mean < half_pixel:
+            moves.append(move | {"why": f"its range of {name} is shut off"})
             continue
         reach = learned.lower if learned.saturated else learned.mean  # a mean is not the least that it may be
         ends = [float(f"{generator.convert(end):.4g}") for end in (-reach, reach)]

@@ -69,6 +69,34 @@ def best(fits: list[Fit]) -> tuple[Fit, Fit | None]:
     return first, others[0] if others else None
 
 
+def of_sums(fits: list[Fit]) -> list[str]:
+    """Say of each sum of priors what it gains on the best single one, and how its parts share the prior variance.
+
+    A sum stands in no contrast, so that nothing is supported or refused by it; where it does not beat noise alone, its
+    shares mean nothing.
+    """
+    null = next((f for f in fits if f.kind == "null"), None)
+    single = max((f for f in fits if not f.shares and f is not null), key=lambda f: f.evidence.value, default=None)
+    found = []
+    for f in fits:
+        if not f.shares:
+            continue
+        words = f"shares of its prior variance: {', '.join(f'{k} {v:.0%}' for k, v in f.shares.items())}"
+        if null is None:
+            words = f"{words} (the noise-only null was not fitted)"
+        elif not _beats(f, null):
+            lift = f.evidence.value - null.evidence.value
+            words = f"its shares mean nothing, because it beats noise alone by {lift:+.1f} nats only"
+        versus = "" if single is None else f" {f.evidence.value - single.evidence.value:+.1f} nats to {single.label};"
+        found.append(f"{f.label}, a sum of all its parts:{versus} {words}")
+    return found
+
+
+def _beats(f: Fit, null: Fit) -> bool:
+    """Whether a hypothesis explains the data better than noise alone."""
+    return f.evidence.value - null.evidence.value > margin_of(f.evidence, null.evidence, floor=FLOOR)
+
+
 def _same(f: Fit, g: Fit) -> bool:
     """Whether one is the other at an end of its range."""
     a_range = any(h.kind in ("augmentation", "convolution") for h in (f, g))
@@ -111,14 +139,22 @@ def _contrast(symmetry: str, fits: list[Fit], null: Fit | None) -> Verdict:
         if null is None:
             return say("undecided", f"{versus}; the noise-only null was not fitted", gap, margin)
         winner = with_it if gap > 0 else without
-        lift = winner.evidence.value - null.evidence.value
-        if lift <= margin_of(winner.evidence, null.evidence, floor=FLOOR):
+        if not _beats(winner, null):
+            lift = winner.evidence.value - null.evidence.value
             return say(
                 "undecided", f"{versus}; but {winner.label} beats noise alone by {lift:+.1f} nats only", gap, margin
             )
         certified = all(clears(winner.evidence, f.evidence) for f in (lacking if gap > 0 else having))
-        return say("supported" if gap > 0 else "refused", versus, gap, margin, certified)
+        if gap > 0:
+            return say("supported", versus + _shut(with_it), gap, margin, certified)
+        return say("refused", versus, gap, margin, certified)
     raise AssertionError("a symmetry without a base")
+
+
+def _shut(f: Fit) -> str:
+    """Which of the ranges of a hypothesis the data have closed, and which are left."""
+    shut, kept = ([name for name, r in f.extents.items() if r.zero is zero] for zero in (True, False))
+    return f"; ranges kept: {', '.join(kept)}; shut off: {', '.join(shut)}" if shut and kept else ""
 
 
 def _complete(verdict: Verdict, omitted: Collection[Hypothesis], failed: Collection[Hypothesis]) -> Verdict:

@@ -126,6 +126,23 @@ def test_whole_circle_is_any_turn_unless_that_is_refused():
     assert found["policy"][0]["at_least"]
 
 
+def test_many_ranges_of_one_symmetry_enter_but_for_those_that_are_shut_off():
+    wide, none = learned(math.radians(90), "rad"), learned(0.01, "log", lower=0.0)
+    affine = row("affine", ["affine"], rotation=wide, scale=learned(math.log(2), "log"), aspect=none)
+    both = row("mirror-affine", ["mirror", "affine"], -20.0, rotation=learned(0.1, "rad"))
+    found = policy(content({"affine": verdict("supported")}, both, affine))
+    assert ranges(found) == {"rotation": [-90.0, 90.0], "scale": [0.5, 2.0]}
+    assert [said["why"] for said in found["left_out"]] == ["its range of aspect is shut off"]
+    assert {move["hypothesis"] for move in found["policy"]} == {"affine"}
+
+
+def test_ranges_of_colour_are_left_to_the_run():
+    colour = row("colour", ["colour"], contrast=learned(0.3, "log"))
+    found = policy(content({"colour": verdict("supported")}, colour))
+    assert found["policy"] == []
+    assert "selection.json has the ranges" in found["left_out"][0]["why"]
+
+
 def test_undetermined_range_stays_out():
     rotation = row("rotation", ["rotation"], rotation=learned(1.5, "rad", lower=0.1, saturated=True))
     found = policy(content({"rotation": verdict("supported")}, rotation))

@@ -489,3 +489,14 @@ def test_what_was_not_fitted_might_have_changed_it(value, missing, changes):
     assert f"{missing.label} failed, and might have changed it" in failed.reason
     assert (omitted.verdict, omitted.certified) == (plain.verdict, False)
     assert f"not compared with {missing.label}" in omitted.reason
+
+
+def test_reason_says_which_ranges_are_left():
+    kept, shut = (Range(m, 0.01, 0.9 * m, 1.1 * m, "grid", saturated=False, zero=m < 0.1) for m in (0.5, 0.02))
+    fits = [made("null", -900.0), made("trivial", -500.0), made("translation", -400.0, base="polar")]
+
+    def reason(**extents: Range) -> str:
+        return verdicts([*fits[:2], replace(fits[2], extents=extents)])["translation"].reason
+
+    assert reason(rows=kept, columns=shut).endswith("10.0 needed; ranges kept: rows; shut off: columns")
+    assert reason(rows=kept, columns=kept).endswith("10.0 needed")
