@@ -23,6 +23,7 @@ from pyro_invariance.report import report
 from pyro_invariance.runs import read_json
 from pyro_invariance.selection import NothingFitted, select
 from pyro_invariance.typing import BadInput, checked_seed
+from pyro_invariance.verdict import of_sums
 
 
 class _Parser(argparse.ArgumentParser):
@@ -47,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     run = command("select", _select, "rank symmetry hypotheses by evidence and judge each symmetry")
     run.add_argument("data", nargs="?", default="digits", help=data_help)
     run.add_argument("--model", default="orbit_gp", help="zoo entry")
-    run.add_argument("--hypotheses", help="comma-separated names; all by default")
+    run.add_argument("--hypotheses", help="comma-separated names (see card); by default all but the sums")
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--out", help="run folder; runs/DATA-... by default")
     run.add_argument("--jobs", type=int, help="hypotheses fitted at the same time")
@@ -120,9 +121,8 @@ def _select(chosen: argparse.Namespace) -> int:
     result = select(data, chosen.model, names, seed=chosen.seed, out=out, jobs=chosen.jobs, check=chosen.check)
     print(describe(result))
     page = report(result, out, read_json(out / "selection.json")["command"])
-    print(
-        f"\nin {out}: selection.json, posterior.nc, {', '.join(f'{draw.__name__}.png' for draw in plotting.PICTURES)}"
-    )
+    drawn = ", ".join(f"{draw.__name__}.png" for draw in plotting.pictures(result))
+    print(f"\nin {out}: selection.json, posterior.nc, {drawn}")
     print(f"look at {page}")
     return 1 if result.failed else 0
 
@@ -140,6 +140,7 @@ def describe(result: results.Selection) -> str:
     for name, v in result.verdicts.items():
         certain = ", certified" if v.certified else ""
         lines.append(f"{name:12} {v.verdict:10}{certain} ({v.base}: {v.reason})")
+    lines += of_sums(list(result.fits))
     if result.omitted:
         lines += ["", f"not fitted, so the verdicts know nothing of them: {', '.join(h.label for h in result.omitted)}"]
     lines += ["", *agreement(result), f"best model: {best.label}, {best.evidence}"]

@@ -4,7 +4,7 @@ Nothing here knows what the model is: any Pyro model will do whose latent sites 
 """
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -108,6 +108,11 @@ class Fit:
     profile : list of list of float
         Shares of the extents' upper ends, and the largest log joint density of a few items at each; empty without
         extents.
+    climb : dict of str to Tensor `[T]`
+        Values of the sites on the climb to the best mode, on a few items first and then on all.
+    shares : dict of str to float
+        Of a sum of priors: mean share of the prior variance of each part, largest first; a part whose ranges went to
+        zero counts as trivial.
     """
 
     label: str
@@ -135,6 +140,8 @@ class Fit:
     profile: list[list[float]]
     cpu_seconds: float
     wall_seconds: float
+    climb: dict[str, Tensor] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
 
 
 @float64()
@@ -213,6 +220,8 @@ def fit(hypothesis: Hypothesis, data: Dataset, seed: int = 0) -> Fit:
         profile=_profile(hypothesis, data, seed, log_joint, *parts[0].normal),
         cpu_seconds=time.process_time() - cpu,
         wall_seconds=time.perf_counter() - wall,
+        climb=_constrained(log_joint, best.positions),
+        shares=_shares(hypothesis, draws, ranges),
     )
 
 
@@ -248,7 +257,7 @@ def _profile(
     hypothesis: Hypothesis, data: Dataset, seed: int, log_joint: LogJoint, mode: Tensor, cholesky: Tensor
 ) -> list[list[float]]:
     """Walk the extents on a few items, the rest optimised from the mode of all of them with its curvature."""
-    if not hypothesis.extents:
+    if not hypothesis.extents or hypothesis.parts:  # ranges of a sum have nothing to do with each other
         return []
     small, rest = few(data, seed), others(log_joint, hypothesis)
     precision = torch.cholesky_inverse(cholesky).numpy()[np.ix_(rest, rest)] * len(small.y) / len(data.y)
@@ -273,6 +282,15 @@ def _contains(hypothesis: Hypothesis, ranges: dict[str, Range]) -> frozenset[str
     if ranges and all(_whole(r, hypothesis.extents[k]) for k, r in ranges.items()):
         return hypothesis.contains | hypothesis.saturated
     return hypothesis.contains
+
+
+def _shares(hypothesis: Hypothesis, draws: dict[str, Tensor], ranges: dict[str, Range]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for part, share in zip(hypothesis.parts.values(), hypothesis.shares(draws).values(), strict=True):
+        held = _contains(part, {name: ranges[name] for name in part.extents})
+        label = part.label if held else "trivial"
+        found[label] = found.get(label, 0.0) + float(share.mean())
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 def _whole(learned: Range, extent: Extent) -> bool:

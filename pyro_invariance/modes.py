@@ -1,6 +1,7 @@
 """Where a posterior has its modes: climbs from the declared starts and, where evaluating is cheap, from the prior."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -31,13 +32,15 @@ def others(log_joint: LogJoint, hypothesis: Hypothesis) -> np.ndarray:
 
 
 def climbed(hypothesis: Hypothesis, data: Dataset, log_joint: LogJoint, seed: int) -> list[Mode]:
-    """Climb from every start, on a few items first and then on all of them."""
+    """Climb from every start, on a few items first and then on all of them: positions are those of both climbs."""
     found = []
-    for values, covariance in _scout(hypothesis, data, seed):
+    for visited, covariance in _scout(hypothesis, data, seed):
         guess = 0.01 * np.eye(log_joint.size)  # a tenth of a unit for the extents
         rest = others(log_joint, hypothesis)
         guess[np.ix_(rest, rest)] = covariance
-        found.append(maximise(log_joint, log_joint.pack(values), inverse_hessian=guess))
+        before = torch.stack([log_joint.pack(values) for values in visited])
+        mode = maximise(log_joint, before[-1], inverse_hessian=guess)
+        found.append(replace(mode, positions=torch.cat([before[:-1], mode.positions])))
     return found
 
 
@@ -65,28 +68,28 @@ def optimum(mode: Mode, best: Mode, log_joint: LogJoint, hypothesis: Hypothesis)
     return {"below_best": best.value - mode.value, "extents": {k: float(here[k]) for k in hypothesis.extents}}
 
 
-def _scout(hypothesis: Hypothesis, data: Dataset, seed: int) -> list[tuple[dict[str, Tensor], np.ndarray]]:
-    """Fit all but the extents on a few images, from every start: site values and a guess of their covariance.
+def _scout(hypothesis: Hypothesis, data: Dataset, seed: int) -> list[tuple[list[dict[str, Tensor]], np.ndarray]]:
+    """Fit all but the extents on a few images, from every start: site values on the way, a guess of their covariance.
 
     The extents stay where they start, because a few images may prefer another basin than all of them do.  Without
     extents, starts that meet are one.
     """
     small = few(data, seed)
     args, ratio = hypothesis.prepare(small), len(small.y) / len(data.y)
-    begins: list[tuple[dict[str, Tensor], np.ndarray]] = []
+    begins: list[tuple[list[dict[str, Tensor]], np.ndarray]] = []
     reached: list[Mode] = []
     for start in hypothesis.starts:
         held = {name: torch.tensor(start[name]) for name in hypothesis.extents}
         log_joint = LogJoint(poutine.condition(hypothesis.model, data=held), args)
         if log_joint.size == 0:
-            begins.append((held, np.zeros((0, 0))))
+            begins.append(([held], np.zeros((0, 0))))
             continue
         mode = maximise(log_joint, log_joint.pack({k: v for k, v in start.items() if k not in held}))
         if not held and any(_same(log_joint, mode, other) for other in reached):
             continue
         reached.append(mode)
-        values = held | {k: v.detach() for k, v in log_joint.unpack(mode.z).items()}
-        begins.append((values, mode.inverse_hessian * ratio))
+        visited = [held | log_joint.unpack(z) for z in (*mode.positions, mode.z)]
+        begins.append((visited, mode.inverse_hessian * ratio))
     return begins
 
 

@@ -7,7 +7,7 @@ Targets have unit variance on average over outputs and distances mean one, which
 import math
 
 import torch
-from pyro.distributions import LogNormal, Uniform
+from pyro.distributions import HalfNormal, LogNormal, Uniform
 
 NOISE_FLOOR = 1e-4  # variance; labels without noise would let the density of the targets grow without limit
 SITES = {"lengthscale": (0.0, 1.0), "variance": (0.0, 1.5), "noise": (math.log(0.01), 2.0)}
@@ -20,6 +20,11 @@ def log_normal(site: str, scale: float = 1.0) -> LogNormal:
     """
     centre, width = SITES[site]
     return LogNormal(torch.tensor(centre), torch.tensor(width * scale))
+
+
+def half_normal(scale: float = 1.0) -> HalfNormal:
+    """Prior of the scale (standard deviation) of a part of a sum: it may well be nothing."""
+    return HalfNormal(torch.tensor(scale))
 
 
 def extent(upper: float) -> Uniform:

@@ -16,7 +16,7 @@ from pyro_invariance.plotting.base import VERDICTS
 from pyro_invariance.reference import Agreement
 from pyro_invariance.results import Selection, describe_extents
 from pyro_invariance.runs import versions
-from pyro_invariance.verdict import Verdict
+from pyro_invariance.verdict import Verdict, of_sums
 
 
 def report(selection: Selection, folder: Path, command: str = "") -> Path:
@@ -45,7 +45,9 @@ def report(selection: Selection, folder: Path, command: str = "") -> Path:
         scores=selection.test_scores(best),
         sentences=sentences(selection),
         cautions=cautions(selection),
-        pictures=[_picture(selection, draw, question, folder) for draw, question in plotting.PICTURES.items()],
+        pictures=[
+            _picture(selection, draw, question, folder) for draw, question in plotting.pictures(selection).items()
+        ],
         agreement=_agreement(selection),
         items=selection.scrutiny.items if selection.scrutiny else 0,
         rows=rows,
@@ -60,11 +62,12 @@ def report(selection: Selection, folder: Path, command: str = "") -> Path:
 
 
 def sentences(selection: Selection) -> list[tuple[str, str]]:
-    """Verdicts in plain English, each with its kind: supported ones first, then refused, then undecided."""
+    """Verdicts in plain English, each with its kind: supported, then refused, then undecided; last the sums."""
     words = {} if selection.entry == "custom" else zoo.load(selection.entry).CARD.symmetries
     order = list(VERDICTS)
     judged = sorted(selection.verdicts.items(), key=lambda item: order.index(item[1].verdict))
-    return [(v.verdict, _sentence(words.get(s, s), _reach(selection, s), v)) for s, v in judged]
+    said = [(v.verdict, _sentence(words.get(s, s), _reach(selection, s), v)) for s, v in judged]
+    return said + [("sum", f"{sentence[0].upper()}{sentence[1:]}.") for sentence in of_sums(list(selection.fits))]
 
 
 def _sentence(words: str, reach: str, v: Verdict) -> str:

@@ -27,8 +27,8 @@ from pyro_invariance.zoo import Hypothesis
 
 FITTED = (  # keys of a hypothesis in `selection.json` that are null unless it was fitted
     *("representation", "method", "log_evidence", "bound", "std_error", "upper", "seed_spread", "drift", "khat"),
-    *("looseness", "contains", "own_trivial_lift", "extent", "other_optima", "probability", "test", "paired_vs_best"),
-    *("cpu_seconds", "wall_seconds"),
+    *("looseness", "contains", "own_trivial_lift", "shares", "extent", "other_optima", "probability", "test"),
+    *("paired_vs_best", "cpu_seconds", "wall_seconds"),
 )
 
 
@@ -91,11 +91,11 @@ class Selection:
 
     @cached_property
     def omitted(self) -> tuple[Hypothesis, ...]:
-        """Hypotheses of the entry that were not asked for: the verdicts know nothing of them."""
+        """Hypotheses that run by default and were not asked for: the verdicts know nothing of them."""
         if self.entry == "custom":
             return ()
         asked = {h.label for h in self.hypotheses}
-        return tuple(h for h in zoo.load(self.entry).hypotheses(self.data) if h.label not in asked)
+        return tuple(h for h in zoo.choose(self.data, self.entry, None) if h.label not in asked)
 
     @property
     def best(self) -> Fit:
@@ -219,6 +219,7 @@ class Selection:
                     "looseness": e.looseness,
                     "contains": sorted(f.contains),
                     "own_trivial_lift": None if trivial is None else e.value - trivial.evidence.value,
+                    "shares": f.shares,
                     "extent": {h.extents[k].generator: _plain_range(r) for k, r in f.extents.items()},
                     "other_optima": f.other_optima,
                     "probability": None if self.probabilities is None else self.probabilities[h.label],

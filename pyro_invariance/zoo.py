@@ -11,7 +11,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from pyro_invariance import datasets, downloads
@@ -104,7 +103,7 @@ class Hypothesis:
     def shares(self, sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Share of the prior variance that each part of a sum has, at values of its scales."""
         squares = {name: sites[name].square() for name in self.parts}
-        total = torch.stack(list(squares.values())).sum(0) if squares else None
+        total = sum(squares.values())
         return {part.label: squares[name] / total for name, part in self.parts.items()}
 
     @property

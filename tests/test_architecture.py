@@ -44,6 +44,7 @@ LAYERS = (
     ("datasets",),
     ("zoo",),
     ("modes", "orbit_process", "profiles"),
+    ("sums",),
     ("fitting", "sparse_fitting"),
     ("calibration", "diagnostics", "runs", "verdict"),
     ("scrutiny", "sweep"),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.interpolate import CubicHermiteSpline
-from scipy.optimize import minimize
+from scipy.optimize import OptimizeResult, minimize
 from torch import Tensor
 from torch.distributions import identity_transform
 
@@ -30,12 +30,15 @@ class Mode:
         Quasi-Newton estimate of the inverse of the negative Hessian.
     path : list of float
         Objective after each iteration.
+    positions : Tensor `[T, D]`
+        The start, and where each iteration ended.
     """
 
     z: Tensor
     value: float
     inverse_hessian: np.ndarray
     path: list[float]
+    positions: Tensor
 
 
 def _inside(log_joint: LogJoint, z: Tensor) -> Tensor:
@@ -76,21 +79,27 @@ def maximise(
 
     Stops when every component of the gradient is below `gtol` nats per unit of unconstrained space.
     """
-    negative, path = _objective(log_joint, prior), []
+    negative, path, positions = _objective(log_joint, prior), [], [start.detach()]
     options: dict = {"gtol": gtol, "maxiter": max_iter}
     if inverse_hessian is not None:
         values, vectors = np.linalg.eigh((inverse_hessian + inverse_hessian.T) / 2)
         half = vectors * np.sqrt(values.clip(1e-6))
         options["hess_inv0"] = half @ half.T
+
+    def record(intermediate_result: OptimizeResult) -> None:
+        path.append(-float(intermediate_result.fun))
+        positions.append(torch.tensor(intermediate_result.x))
+
     result = minimize(
         negative,
         start.detach().numpy(),
         jac=True,
         method="BFGS",
         options=options,
-        callback=lambda intermediate_result: path.append(-float(intermediate_result.fun)),
+        callback=record,
     )
-    return Mode(_inside(log_joint, torch.tensor(result.x)), -float(result.fun), result.hess_inv, path)
+    visited = _inside(log_joint, torch.stack(positions))
+    return Mode(_inside(log_joint, torch.tensor(result.x)), -float(result.fun), result.hess_inv, path, visited)
 
 
 def laplace(log_joint: LogJoint, mode: Tensor, step: float = 0.02) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,26 @@
 """Pictures of results; each function takes a result, draws on given or new axes and returns them."""
 
+from collections.abc import Callable
+
+from matplotlib.axes import Axes
+
 from pyro_invariance.plotting.base import save
 from pyro_invariance.plotting.calibrated import ranks
 from pyro_invariance.plotting.held_out import calibration, paired, predictive_check
 from pyro_invariance.plotting.images import gallery
-from pyro_invariance.plotting.learned import evidence, extents, profile, profiles, sensitivity, symmetries, traces
+from pyro_invariance.plotting.learned import (
+    evidence,
+    extents,
+    profile,
+    profiles,
+    sensitivity,
+    shares,
+    symmetries,
+    traces,
+)
+from pyro_invariance.results import Selection
 
-PICTURES = {  # in the order of a report, with what each answers
+PICTURES: dict[Callable[[Selection], Axes], str] = {  # of every run, in the order of a report, with what each answers
     symmetries: "Which symmetries do the labels have?",
     gallery: "What does that mean for these images?",
     evidence: "Which model explains the data best?",
@@ -20,6 +34,12 @@ PICTURES = {  # in the order of a report, with what each answers
 }
 
 
+def pictures(selection: Selection) -> dict[Callable[[Selection], Axes], str]:
+    """Pictures of a run with what each answers: one more where a sum of priors was fitted."""
+    summed = {shares: "Which parts of the sum do the data support?"} if any(f.shares for f in selection.fits) else {}
+    return PICTURES | summed
+
+
 __all__ = [
     "PICTURES",
     "calibration",
@@ -27,12 +47,14 @@ __all__ = [
     "extents",
     "gallery",
     "paired",
+    "pictures",
     "predictive_check",
     "profile",
     "profiles",
     "ranks",
     "save",
     "sensitivity",
+    "shares",
     "symmetries",
     "traces",
 ]

@@ -167,3 +167,24 @@ def traces(selection: Selection, axes: Axes | None = None) -> Axes:
     axes.legend(fontsize=8)
     axes.set_title(f"Optimisation of {best.label}")
     return axes
+
+
+def shares(selection: Selection, axes: Axes | None = None) -> Axes:
+    """Share of the prior variance of each part of a sum, as it climbs to its mode; dots: posterior means, 95 % bars."""
+    axes = new_axes(axes)
+    hypotheses = {h.label: h for h in selection.hypotheses}
+    for f in selection.fits:
+        h = hypotheses[f.label]
+        drawn = h.shares(f.draws)
+        for number, (label, path) in enumerate(h.shares(f.climb).items()):
+            colour, end, mean = f"C{number}", len(path) + number, float(drawn[label].mean())
+            low, high = np.quantile(drawn[label].numpy(), [0.025, 0.975])
+            axes.plot(path.numpy(), color=colour, label=f"{label} {mean:.0%}")
+            axes.vlines(end, low, high, color=colour)
+            axes.plot(end, mean, marker="o", color=colour)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("step of the climb to the mode, on a few items and then on all; right: the posterior")
+    axes.set_ylabel("share of the prior variance")
+    axes.legend()
+    axes.set_title(f"{selection.data.name}: what is the function made of?")
+    return axes
