@@ -100,7 +100,8 @@ def extents(selection: Selection, axes: Axes | None = None) -> Axes:
         for name, extent in hypotheses[f.label].extents.items():
             draws = f.draws[name].numpy() / extent.upper
             bins = np.linspace(0, 1, 101).tolist()
-            axes.hist(draws, bins=bins, density=True, alpha=0.6, label=f"{name} (1 = {_end(extent)})")
+            label = f"{name} in {f.label}" if f.shares else name
+            axes.hist(draws, bins=bins, density=True, alpha=0.6, label=f"{label} (1 = {_end(extent)})")
     axes.set_xlim(0, 1)
     axes.set_xlabel("half-width of the range, share of its upper end")
     axes.set_ylabel("posterior density")
