@@ -1,4 +1,4 @@
-"""Nystroem features of an RBF kernel [williams2001using], and maps of them over patches that turn with the image."""
+"""Nystroem features of patches [williams2001using], and maps of them where patches turn with the image."""
 
 import math
 
@@ -11,16 +11,22 @@ from pyro_invariance.representations import Pixels, Polar, cosines
 from pyro_invariance.typing import BadInput, Images
 
 VIEWS = 20_000  # vectors that centres are looked for among
-WIDTH = 0.5  # lengthscale, as a share of the median distance of busy vectors
+WIDTH = 0.5  # lengthscale on the unit sphere
+FAINT, BUSY = 0.05, 0.1  # shares of the longest vector: shorter ones have no direction; centres are of longer ones
+EXAMPLES = 500  # images that features are chosen from
+LOST = 0.002  # of the variance between images, with the directions in which they hardly differ
 
 
 class Nystroem:
-    r"""Features :math:`\phi(x) = W k(c, x)` of an RBF kernel at k-means centres `c`.
+    r"""Features :math:`\phi(x) = |x|\, W k(c, x / |x|)` of an RBF kernel between directions, at k-means centres `c`.
+
+    Vectors are centred first: of a patch, its contrast counts in proportion and its brightness not at all
+    [mairal2014convolutional].
 
     Parameters
     ----------
     vectors : Tensor `[n, D]`
-        Examples, in any order; those that hardly vary (empty ground) are passed over where enough others are left.
+        Examples, in any order; centres are those of vectors that are not short (empty ground).
     count : int
         Number of centres; fewer where there are fewer examples.
     generator : torch.Generator
@@ -30,29 +36,40 @@ class Nystroem:
     ----------
     centres, whiten : Tensor `[count, D]`, `[count, kept]`
         Features are `similar(x) @ whiten`.
-    length : float
-        Lengthscale: half the median distance of examples.
+    faint : float
+        Length below which a vector has no direction.
     """
 
     def __init__(self, vectors: Tensor, count: int, generator: torch.Generator) -> None:
         vectors = vectors[torch.randperm(len(vectors), generator=generator)[:VIEWS]]
-        busy = vectors[vectors.var(-1) > 1e-3 * vectors.var()]
-        busy = busy if len(busy) >= 2 * count else vectors
-        apart = torch.pdist(busy[:500])
-        if not (apart > 0).any():
+        vectors = vectors - vectors.mean(-1, keepdim=True)
+        length = vectors.norm(dim=-1, keepdim=True)
+        if not length.max() > 0:
             raise BadInput("images: all are constant, there are no patches to tell apart")
-        means = MiniBatchKMeans(min(count, len(busy)), random_state=0, n_init=1, batch_size=2048).fit(busy.numpy())
-        self.centres = torch.as_tensor(means.cluster_centers_, dtype=vectors.dtype)
-        self.length = WIDTH * float(apart[apart > 0].median())
+        busy = (vectors / length)[length[:, 0] > BUSY * length.max()]
+        means = MiniBatchKMeans(min(count, len(busy)), random_state=0, n_init=1, batch_size=2048).fit(
+            busy.cpu().numpy()
+        )
+        centres = torch.as_tensor(means.cluster_centers_).to(vectors)
+        self.centres, self.faint = F.normalize(centres, dim=-1), FAINT * float(length.max())
         eigenvalues, basis = torch.linalg.eigh(self.similar(self.centres))
         keep = eigenvalues > 1e-10 * eigenvalues[-1]
         self.whiten = basis[:, keep] / eigenvalues[keep].sqrt()
 
     def similar(self, vectors: Tensor) -> Tensor:
-        """RBF kernel `[n, count]` of vectors `[n, D]` with the centres."""
-        scale = -0.5 / self.length**2
-        table = torch.addmm(self.centres.square().sum(1) * scale, vectors, self.centres.T, alpha=-2 * scale)
-        return table.add_(vectors.square().sum(1, keepdim=True), alpha=scale).clamp_max_(0).exp_()
+        """Kernel `[n, count]` of vectors `[n, D]` with the centres."""
+        vectors = vectors - vectors.mean(-1, keepdim=True)
+        length = vectors.norm(dim=-1, keepdim=True)
+        vectors = vectors / length.clamp_min(self.faint)
+        table = vectors @ (self.centres.T / WIDTH**2)
+        table -= (1 + vectors.square().sum(-1, keepdim=True)) / (2 * WIDTH**2)
+        return table.exp_().mul_(length)
+
+
+def least_variance(variances: Tensor) -> float:
+    """Least of the variances `[K]` of directions to keep, so that those dropped are `LOST` of the sum."""
+    falling = variances.sort(descending=True).values
+    return float(falling[int((falling.cumsum(0) < (1 - LOST) * falling.sum()).sum())])
 
 
 class PolarPatches(Polar):
@@ -61,9 +78,10 @@ class PolarPatches(Polar):
     .. math:: c_{bf}(x) \propto e^{-s^2 (b^2 + f^2) / 2}
         \sum_{ra} \sqrt{r}\, \cos(\pi b (r + 1/2) / R)\, e^{-2 \pi i f a / A}\, \phi(\text{patch}_{ra}(x))
 
-    with Nystroem features :math:`\phi`, back in `order` angles: an array `[N, kept, modes, order]` of what is
-    where, up to the blur :math:`s`.  A turn of the image is a roll of the array, so that everything built on a polar
-    array (a range of turns, the full group) serves patches that turn as well.
+    with Nystroem features :math:`\phi` and the blur :math:`s`, on the principal directions of the examples at each
+    frequency `f`, back in `order` angles: an array `[N, kept, 1, order]` of what is where.  A turn of the image is a
+    roll of the array, so that everything built on a polar array (a range of turns, the full group) serves patches that
+    turn as well.
 
     Parameters
     ----------
@@ -113,8 +131,9 @@ class PolarPatches(Polar):
         basis = cosines(modes, rings, images)
         self.cosines = basis / basis.norm(dim=1, keepdim=True) * self.area
         generator = torch.Generator().manual_seed(0)
-        some = images[torch.randperm(len(images), generator=generator)[:300]]
+        some = images[torch.randperm(len(images), generator=generator)[:EXAMPLES]]
         self.features = Nystroem(self._patches(pixels(some)).flatten(0, -2), count, generator)
+        self.directions = self._principal(self._spectrum(some))
 
     __eq__, __hash__ = object.__eq__, object.__hash__  # two of the same sizes may hold other features
 
@@ -124,19 +143,40 @@ class PolarPatches(Polar):
         cut = F.grid_sample(pooled, grid, align_corners=False).transpose(1, 2).flatten(2)
         return cut.unflatten(1, self.places.shape[:2])
 
-    def __call__(self, images: Images) -> Tensor:
-        """Feature maps `[N, kept, modes, order]` of images `[N, C, H, W]`."""
-        kept = (self.angles - 1) // 2 + 1
-        blur = torch.exp(-0.5 * self.blur**2 * torch.arange(len(self.cosines)).square())[:, None]
-        around = torch.exp(-0.5 * self.blur**2 * torch.arange(kept).square())
+    def _spectrum(self, images: Images) -> Tensor:
+        """Fourier coefficients `[F, N, modes * count]`, complex, of maps of the features before they are whitened."""
         blocks = []
         for block in images.split(max(1, 2**25 // (8 * self.places.shape[:2].numel() * len(self.features.centres)))):
             patches = self._patches(self.pixels(block))
-            maps = self.features.similar(patches.flatten(0, -2)).view(*patches.shape[:3], -1)
-            spectrum = torch.fft.rfft(torch.einsum("br,nrak->nbak", self.cosines, maps), dim=2)[:, :, :kept]
-            white = torch.einsum("nbfk,kj->njbf", spectrum, self.features.whiten.to(spectrum)) * (blur * around)
-            blocks.append(torch.fft.irfft(white, n=self.angles))
-        return torch.cat(blocks)
+            maps = self.features.similar(patches.flatten(0, -2)).view(len(block), len(self.area), -1)
+            around = (self.cosines @ maps).view(len(block), len(self.cosines), patches.shape[2], -1)
+            blocks.append(torch.fft.rfft(around, dim=2)[:, :, : (self.angles - 1) // 2 + 1].permute(2, 0, 1, 3))
+        return torch.cat(blocks, 1).flatten(2)
+
+    def _principal(self, spectrum: Tensor) -> Tensor:
+        """Directions `[F, modes * count, kept]` in which examples differ, zero beyond what a frequency needs.
+
+        They whiten and blur as well.  A complex map of each frequency commutes with turns, which change its phase.
+        """
+        modes, frequencies = torch.arange(len(self.cosines)), torch.arange(len(spectrum))
+        blur = torch.exp(-0.5 * self.blur**2 * (modes.square() + frequencies[:, None].square())).to(spectrum.real)
+        whiten = torch.einsum("fb,kj,bc->fbkcj", blur, self.features.whiten, torch.eye(len(modes)).to(blur))
+        whiten = whiten.flatten(3).flatten(1, 2).to(spectrum)
+        if spectrum.shape[1] < EXAMPLES:  # too few to say in which directions others differ
+            return whiten
+        features = spectrum @ whiten
+        features[0] -= features[0].mean(0)  # what does not turn is the same in all distances
+        _, values, directions = torch.linalg.svd(features, full_matrices=False)
+        variance = values.square()
+        variance[1:] *= 2  # a frequency and its negative
+        needed = variance >= least_variance(variance.flatten())
+        most = int(needed.sum(1).max())
+        return whiten @ (directions * needed[..., None])[:, :most].mH
+
+    def __call__(self, images: Images) -> Tensor:
+        """Feature maps `[N, kept, 1, order]` of images `[N, C, H, W]`."""
+        maps = self._spectrum(images) @ self.directions  # [F, N, kept]
+        return torch.fft.irfft(maps.permute(1, 2, 0), n=self.angles)[:, :, None]
 
     def mirror(self, x: Tensor) -> Tensor:
         """Not a move of places: a mirror changes what is seen in a patch."""

@@ -14,7 +14,7 @@ from pyro.contrib.gp.kernels import Kernel
 from torch import Tensor
 from torch.func import vjp
 
-from pyro_invariance.features import Nystroem
+from pyro_invariance.features import EXAMPLES, Nystroem, least_variance
 from pyro_invariance.numerics import one_by_one
 from pyro_invariance.orbits import Orbit, Patches, SpectralOrbit
 from pyro_invariance.representations import Pixels, cosines
@@ -194,11 +194,12 @@ class PatchKernel:
     .. math:: k_1(x, x') = \sum_{pq} k_{loc}(p - q)\, \phi(x_p)^T \phi(x'_q)
         \approx \sum_b S_b\, c_b(x)^T c_b(x'), \quad S_b \propto e^{-\pi^2 |b|^2 r^2 / 8}
 
-    with Nystroem features :math:`\phi` of an RBF kernel on patches [williams2001using], :math:`c_b` the cosine
-    transform of the feature map over locations and `r` the location length on the grid [-1, 1].  As `r` grows the
-    weights are shared by all places (an orbit of patches with uniform weights, [vanderwilk2017convolutional]); at
-    `r = 0` every place has its own, as far as the modes kept tell places apart: no symmetry at all.  Distances are
-    divided by their mean under the weights, for every `r`.  The evidence is exact for these features.
+    with Nystroem features :math:`\phi` of patches [williams2001using], :math:`c_b` the cosine transform of the feature
+    map over locations, on the principal directions of the images, and `r` the location length on the grid [-1, 1].  As
+    `r` grows the weights are shared by all places (an orbit of patches with uniform weights,
+    [vanderwilk2017convolutional]); at `r = 0` every place has its own, as far as the modes kept tell places apart: no
+    symmetry at all.  Distances are divided by their mean under the weights, for every `r`.  The evidence is exact for
+    these features.
 
     Parameters
     ----------
@@ -212,7 +213,14 @@ class PatchKernel:
         Number of Nystroem centres (k-means of patches).
     modes : int
         Cosine modes per axis.
+
+    Notes
+    -----
+    Up to `KEPT` bytes, distances by groups of modes of the same weight are kept for the pairs of a Gram matrix; beyond,
+    the features are multiplied anew for each.
     """
+
+    KEPT = 2**30
 
     def __init__(self, pixels: Pixels, size: int, images: Images, features: int = 96, modes: int = 8) -> None:
         self.pixels = pixels
@@ -221,49 +229,75 @@ class PatchKernel:
         self.modes = min(modes, side)
         self.patches = Patches(size, side**2)
         generator = torch.Generator().manual_seed(0)
-        some = images[torch.randperm(len(images), generator=generator)[:300]]
+        some = images[torch.randperm(len(images), generator=generator)[:EXAMPLES]]
         self.features = Nystroem(self.patches.views(some).flatten(2).flatten(0, 1), features, generator)
         basis = cosines(self.modes, side, images)
         basis = basis / basis.norm(dim=1, keepdim=True)
-        self.cosines = torch.einsum("bi,cj->bcij", basis, basis).flatten(0, 1).flatten(1)
-        order = torch.arange(self.modes)
-        self.group_of, self.group_index = (order[:, None] ** 2 + order**2).flatten().unique(return_inverse=True)
+        self.cosines = basis
+        order = torch.arange(self.modes, device=images.device)
+        self.group_of, self.index = (order[:, None] ** 2 + order**2).flatten().unique(return_inverse=True)
         self.stretch = images.shape[-1] / side  # a location length in units of the image, on the map of patches
-        self.x = self._features(images)
-        self.norms = self._group(self.x.square().sum(-1))  # [G, N]
+        self.directions = self._directions(self._maps(some))
+        widths = torch.tensor([d.shape[1] for d in self.directions], device=images.device)
+        self.group = torch.arange(len(widths), device=images.device).repeat_interleave(widths)
+        self.x = self._represented(images)
+        by_group = self.x.new_zeros(len(widths)).index_add_(0, self.group, 2 * self.x.var(0))
+        scale = float(by_group.sum())  # mean squared distance of distinct pairs
+        if not scale > 1e-12 * float(self.x.square().sum(1).mean()):  # what rounding leaves
+            raise BadInput(f"images: all {len(images)} are the same once their brightness and contrast are normalised")
+        self.x /= scale**0.5
+        self.directions = [d / scale**0.5 for d in self.directions]  # new images are scaled alike
+        self.mean = by_group / scale
         self.lower = torch.ones(len(images), len(images), dtype=torch.bool, device=images.device).tril_()
         self.places = self.lower.flatten().nonzero()[:, 0]
-        self.distances = self._squared_distances(self.x, self.norms)[:, self.lower]
-        self.scale = _mean_distance(self.distances.sum(0), self.norms.sum(0))
-        self.distances /= self.scale
-        self.norms /= self.scale
-        self.x /= self.scale**0.5
-        self.features.whiten /= self.scale**0.5  # features of new images are scaled alike
-        self.mean = self.distances.sum(1) / (len(images) * (len(images) - 1) // 2)  # [G], over distinct pairs
+        kept = 8 * len(widths) * len(self.places) <= self.KEPT
+        self.distances = self._pair_distances() if kept else None
 
-    @staticmethod
-    def bytes(pixels: Pixels, n: int, modes: int = 8) -> int:
-        """Memory that the distances of `n` images take while they are made (at most, whatever the pooling)."""
-        return 12 * n * n * modes * (modes + 1) // 2  # a full table and its lower triangle, which stays
+    @classmethod
+    def bytes(cls, pixels: Pixels, n: int, modes: int = 8) -> int:
+        """Memory that the features and the distances of `n` images take (at most, whatever the pooling)."""
+        table = 2 * n * (n + 1) * modes * (modes + 1)
+        return (table if table <= cls.KEPT else 0) + 8 * 96 * n * modes**2
 
-    def _features(self, images: Images) -> Tensor:
-        """Cosine-transformed feature maps `[modes^2, N, kept]`, in blocks of images."""
-        rows = max(1, 2**25 // (8 * self.patches.count * len(self.features.centres)))  # 32 MB: more cost page faults
+    def _maps(self, images: Images) -> Tensor:
+        """Cosine transforms `[N, modes^2, count]` of maps of the features before they are whitened."""
+        side, count = self.cosines.shape[1], len(self.features.centres)
+        rows = max(1, 2**25 // (8 * self.patches.count * count))  # 32 MB: more cost page faults
         blocks = []
         for block in images.split(rows):
-            maps = self.features.similar(self.patches.views(block).flatten(2).flatten(0, 1))  # [n * P, features]
-            sums = self.cosines @ maps.view(len(block), self.patches.count, -1)  # [n, modes^2, features]
-            blocks.append(sums @ self.features.whiten)
-        return torch.cat(blocks).transpose(0, 1).contiguous()
+            maps = self.features.similar(self.patches.views(block).flatten(2).flatten(0, 1))  # [n * P, count]
+            down = self.cosines @ maps.view(len(block), side, side * count)
+            blocks.append(self.cosines @ down.view(len(block), self.modes, side, count))
+        return torch.cat(blocks).flatten(1, 2)
 
-    def _group(self, by_mode: Tensor) -> Tensor:
-        return torch.zeros(len(self.group_of), *by_mode.shape[1:]).index_add_(0, self.group_index, by_mode)
+    def _directions(self, maps: Tensor) -> list[Tensor]:
+        """Directions `[modes * count, kept]` of each group of modes in which examples differ; they whiten as well."""
+        whiten = self.features.whiten
+        white = [torch.block_diag(*[whiten] * int((self.index == g).sum())) for g in range(len(self.group_of))]
+        if len(maps) < EXAMPLES:  # too few to say in which directions others differ
+            return white
+        found = []
+        for g, w in enumerate(white):
+            features = maps[:, self.index == g].flatten(1) @ w
+            found.append(torch.linalg.svd(features - features.mean(0), full_matrices=False)[1:])
+        least = least_variance(torch.cat([values.square() for values, _ in found]))
+        return [w @ rows[values.square() >= least].T for w, (values, rows) in zip(white, found, strict=True)]
 
-    def _squared_distances(self, new: Tensor, norms: Tensor) -> Tensor:
-        """Squared distances to the conditioned images per group of modes, `[G, M, N]`."""
-        table = norms[:, :, None] + self.norms[:, None]
-        for b, group in enumerate(self.group_index.tolist()):
-            table[group].addmm_(new[b], self.x[b].T, alpha=-2)
+    def _represented(self, images: Images) -> Tensor:
+        """Features `[N, K]` of pooled images, group by group of modes."""
+        blocks = []
+        for block in images.split(max(1, BLOCK // (8 * self.modes**2 * len(self.features.centres)))):
+            maps = self._maps(block)
+            by_group = (maps[:, self.index == g].flatten(1) @ d for g, d in enumerate(self.directions))
+            blocks.append(torch.cat(list(by_group), 1))
+        return torch.cat(blocks)
+
+    def _pair_distances(self) -> Tensor:
+        """Squared distances of the pairs `i >= j` by group of modes, `[G, P]`."""
+        table = self.x.new_empty(len(self.group_of), len(self.places))
+        for row, x in zip(table, self.x.split([d.shape[1] for d in self.directions], 1), strict=True):
+            norms = x.square().sum(1)
+            row.copy_(torch.addmm(norms[:, None] + norms, x, x.T, alpha=-2)[self.lower])
         return table.clamp_min_(0)
 
     def mode_weights(self, location_length: Tensor | float) -> Tensor:
@@ -271,24 +305,32 @@ class PatchKernel:
         s = torch.exp(-(math.pi**2) / 8 * self.group_of * (self.stretch * location_length) ** 2)
         return s / (s @ self.mean)
 
+    def _kernel(self, new: Tensor, lengthscale: Tensor, location_length: Tensor | float) -> Tensor:
+        """Kernel `[M, N]` of represented images with the conditioned ones."""
+        roots = self.mode_weights(location_length).sqrt()[self.group]
+        new, old = new * roots, self.x * roots
+        squared = new.square().sum(1, keepdim=True) + old.square().sum(1) - 2 * new @ old.T
+        return torch.exp(-0.5 * squared.clamp_min(0) / lengthscale.square())
+
     def gram(self, lengthscale: Tensor, location_length: Tensor | float = 0.0) -> Tensor:
         """Gram matrix `[N, N]`, differentiable in both arguments (scalars)."""
+        if self.distances is None:
+            return self._kernel(self.x, lengthscale, location_length)
         distance = self.mode_weights(location_length) @ self.distances
         return _symmetric(torch.exp(-0.5 * distance / lengthscale.square()), self.places, len(self.lower))
 
     @property
     def width(self) -> int:
         """Numbers that a comparison with one new image takes."""
-        return len(self.group_of) * self.x.shape[1]
+        return self.x.shape[1] + 3 * len(self.x)
 
     def compared(self, images: Images) -> Tensor:
-        """Squared distances of new images to the conditioned ones per group of modes, `[G, M, N]`."""
-        new = self._features(self.pixels(images))
-        return self._squared_distances(new, self._group(new.square().sum(-1)))
+        """Features of new images, `[M, K]`."""
+        return self._represented(self.pixels(images))
 
     def cross(
         self, compared: Tensor, lengthscale: Tensor, location_length: Tensor | float = 0.0
     ) -> tuple[Tensor, Tensor]:
         """Covariances `[M, N]` and prior variances `[M]` of new images, differentiable in both scalars."""
-        distance = torch.tensordot(self.mode_weights(location_length), compared, 1)
-        return torch.exp(-0.5 * distance / lengthscale.square()), torch.ones_like(distance[:, 0])
+        covariance = self._kernel(compared, lengthscale, location_length)
+        return covariance, torch.ones_like(covariance[:, 0])

@@ -7,12 +7,10 @@ The function is known through its values :math:`u = f(Z)` at inducing images, wh
     f_{nc} \sim N(a_n^T m_c,\; k_{nn} - a_n^T a_n + a_n^T S_c a_n)
 
 [hensman2013gaussian].  Steps of `q` follow its natural gradient: every datum counts as a Gaussian observation with the
-slope and the curvature of its expected log density [khan2017conjugate].  Where the likelihood is Gaussian, one step of
-length one over all data is the optimum, and the bound there is that of [titsias2009variational].
+slope and the curvature of its expected log density [khan2017conjugate].
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -218,51 +216,3 @@ def _counted(likelihood: Likelihood, mean: Tensor, spread: Tensor, targets: Tens
         slope, curvature = torch.autograd.grad(likelihood(*at).log_prob(targets).sum(), at)
     weight = (-2 * curvature * spread.shape[1] / mean.shape[1]).clamp_min(0)  # log densities here are concave
     return weight, slope + weight * mean
-
-
-@torch.no_grad()
-def optima(process: SparseProcess, points: Sequence[tuple[Tensor, ...]]) -> list[tuple[float, Inducing]]:
-    """Best bound for Gaussian noise, nats, and the guide there, at each `(noise, variance, lengthscale, *extents)`.
-
-    All in one pass over the data, since comparisons take most of the time.
-    """
-    sums = [_Sums.of(process, point) for point in points]
-    done = 0
-    for images in process.blocks(process.images):
-        compared = process.kernel.compared(images)
-        for each in sums:
-            each.add(process, compared, process.targets[done : done + len(images)])
-        done += len(images)
-    return [each.bound(len(process.targets)) for each in sums]
-
-
-@dataclass
-class _Sums:
-    """What a pass over the data has seen at one point."""
-
-    noise: Tensor
-    at: tuple[Tensor, ...]
-    cholesky: Tensor
-    precision: Tensor
-    shift: Tensor
-    squares: float = 0.0
-    left: float = 0.0
-
-    @classmethod
-    def of(cls, process: SparseProcess, point: tuple[Tensor, ...]) -> "_Sums":
-        noise, *at = point
-        size, outputs = process.inducing.shape
-        factor = process.factor(*at[1:])
-        return cls(noise, tuple(at), factor, torch.eye(size).to(factor), torch.zeros(size, outputs).to(factor))
-
-    def add(self, process: SparseProcess, compared: Any, targets: Tensor) -> None:
-        a, left = process.project(compared, self.cholesky, *self.at)
-        self.precision.addmm_(a, a.T, alpha=1 / float(self.noise))
-        self.shift.addmm_(a, targets, alpha=1 / float(self.noise))
-        self.squares, self.left = self.squares + float(targets.square().sum()), self.left + float(left.sum())
-
-    def bound(self, count: int) -> tuple[float, Inducing]:
-        best, outputs, noise = Inducing(self.precision[None], self.shift), self.shift.shape[1], float(self.noise)
-        log_det = -2 * float(best.root[0].diagonal().log().sum())
-        fitted = self.squares / noise - float((self.shift * best.mean).sum()) + outputs * (log_det + self.left / noise)
-        return -0.5 * (outputs * count * math.log(2 * math.pi * noise) + fitted), best

@@ -1,38 +1,34 @@
-"""Fit one hypothesis to any number of images: hyperparameters by minibatch SVI, the bound from a last pass over all.
+"""Fit one hypothesis to any number of images through inducing images: hyperparameters, evidence, predictions.
 
-A few images say where to start, exactly; the guide of the inducing values follows its natural gradient, that of the
-hyperparameters the gradient of the same bound.
+A few images say where to start, exactly; Newton's method on the bound with the best guide of the inducing values does
+the rest, in a few passes over the data; draws around the best hyperparameters give the evidence.
 """
 
 import time
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO
 from torch import Tensor
-from torch.distributions import MultivariateNormal
-from tqdm import tqdm
+from torch.distributions import MultivariateNormal, Normal
 
 from pyro_invariance import priors
+from pyro_invariance.collapsed import FLAT, Collapsed, collapsed
 from pyro_invariance.datasets import Dataset
 from pyro_invariance.evidence.base import Evidence, LogJoint
 from pyro_invariance.evidence.importance import lower_bound
-from pyro_invariance.guides import SkewNormal
 from pyro_invariance.modes import climbed
 from pyro_invariance.numerics import float64
 from pyro_invariance.processes import code_log_density, mixed
-from pyro_invariance.sparse import Inducing, SparseProcess, optima
+from pyro_invariance.sparse import Inducing, SparseProcess
 from pyro_invariance.typing import BadInput
 from pyro_invariance.zoo import Hypothesis
 
 FEW = 1000  # images that the start is found on, exactly
-NOISE = 0.05  # to start with: what inducing values cannot explain looks like noise
-STEPS, BATCH, DRAWS = 60, 500, 8
-NARROW, WARM = 0.05, 5  # spread and pace of the hyperparameters, in units of their logarithms; steps before they move
-CURVED, APART = 2000, 0.1  # images that their curvature is taken from, and how far apart
+SOME = 10_000  # images that are enough to come near the best hyperparameters
+WIDE, APART, ROUNDS = 0.2, 0.1, 6  # how far apart slope and curvature are looked for, some and all; how many times
+ENOUGH, DRAWS = 1e-3, 5  # nats per image that a step must promise; hyperparameters for the evidence
 
 
 @dataclass(frozen=True)
@@ -51,7 +47,7 @@ class SparseFit:
     sites : dict of str to Tensor `[S]`
         Draws of the hyperparameters that the evidence comes from.
     path : list of float
-        Noisy bound per image at each step.
+        Bound per image at each step of Newton's method.
     test_mean, test_variance, test_log_density : Tensor `[M, O]`, `[M]`, `[M, C]` or `[M, 1]`
         Predictive moments of the targets, and log density of each class's code (of the value), at the test images.
     cpu_seconds : float
@@ -71,9 +67,7 @@ class SparseFit:
 
 @float64()
 @pyro.settings.context(module_local_params=True)
-def fit_sparse(
-    hypothesis: Hypothesis, data: Dataset, size: int, seed: int = 0, *, steps: int = STEPS, progress: bool = False
-) -> SparseFit:
+def fit_sparse(hypothesis: Hypothesis, data: Dataset, size: int, seed: int = 0) -> SparseFit:
     """Fit a hypothesis of an orbit process to all images of a data set, through `size` of them.
 
     Parameters
@@ -85,10 +79,6 @@ def fit_sparse(
     size : int
         Inducing images, class-balanced, drawn with the seed; they set the units of the kernel too.  As many as there
         are images make the bound exact at each point of the hyperparameters.
-    steps : int
-        Of SVI.
-    progress : bool
-        Show a bar on a terminal.
 
     Raises
     ------
@@ -102,43 +92,26 @@ def fit_sparse(
     begin = time.process_time()
     few = data.subset(FEW, seed)
     log_joint = LogJoint(hypothesis.model, hypothesis.prepare(few))
-    values = log_joint.unpack(max(climbed(hypothesis, few, log_joint, seed), key=lambda m: m.value).z)
-    if size < len(data.y):
-        values |= {"noise": values["noise"].clamp_min(NOISE)}
+    z = max(climbed(hypothesis, few, log_joint, seed), key=lambda m: m.value).z
     chosen = data.subset(size, seed)
-    guide_of_values = Inducing.prior(len(chosen.y), data.targets.shape[1])
-    batch = min(BATCH, len(data.y))
-    process = SparseProcess(hypothesis.prepare(chosen)[0], data.x, data.targets, guide_of_values, batch)
-
-    def model() -> Tensor:
-        return hypothesis.model(process, data.targets)
-
+    unknown = Inducing.prior(len(chosen.y), data.targets.shape[1])
+    process = SparseProcess(hypothesis.prepare(chosen)[0], data.x, data.targets, unknown, len(data.y))
+    names = ("lengthscale", *hypothesis.extents)
+    if len(data.y) > 2 * SOME:  # near the best on some of the data first
+        some = data.subset(SOME, seed)
+        z, _ = _Search(replace(process, images=some.x, targets=data.encode(some.y)), log_joint, names).top(z, WIDE)
+    search = _Search(process, log_joint, names)
     with poutine.seed(rng_seed=seed):
-        guide = SkewNormal(model, log_joint.pack(values), NARROW * torch.eye(log_joint.size))
-        guide()
-        path = _train(guide, model, process, steps, progress)
-        centre = guide.get_posterior().fixed.transforms[0].centre
-        some = data.subset(CURVED, seed)
-        few_seen = replace(process, images=some.x, targets=data.encode(some.y))
-        precision = _precision(few_seen, hypothesis, log_joint, centre, len(data.y) / len(some.y))
-        posterior = MultivariateNormal(centre, precision_matrix=precision)
-        z = posterior.sample(torch.Size([DRAWS]))
-        log_guide = posterior.log_prob(z)
-    sites = [log_joint.unpack(row) for row in z]
-    points = [_point(hypothesis, at) for at in sites]
-    best = optima(process, points)
-    with torch.no_grad():
-        prior = torch.stack([log_joint.terms(row)[0] for row in z])
-    bounds = torch.tensor([bound for bound, _ in best])
-    mean, variance = _predict(process, points, [guide for _, guide in best], data.x_test)
+        draws = search.draws(*search.top(z, APART))
+    mean, variance = _predict(process, draws, data.x_test)
     middle, spread = mixed(mean, variance)
     codes = data.encode(data.y_test)[:, None] if data.codes is None else data.codes
     return SparseFit(
         label=hypothesis.label,
-        evidence=lower_bound(prior + bounds - log_guide),
+        evidence=replace(lower_bound(draws.log_weights), drift=search.gained),
         inducing=len(chosen.y),
-        sites={name: torch.stack([row[name] for row in sites]) for name in log_joint.transforms},
-        path=path,
+        sites={name: torch.stack([row[name] for row in draws.sites]) for name in log_joint.transforms},
+        path=search.path,
         test_mean=middle,
         test_variance=spread,
         test_log_density=code_log_density(mean, variance, codes),
@@ -146,66 +119,104 @@ def fit_sparse(
     )
 
 
-def _point(hypothesis: Hypothesis, at: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    """Noise variance, variance, lengthscale and extents."""
-    noise = priors.NOISE_FLOOR + at["noise"]
-    return noise, at["variance"], at["lengthscale"], *(at[name] for name in hypothesis.extents)
+@dataclass(frozen=True)
+class _Draws:
+    """Draws of the hyperparameters, what a pass over the data said at each, and their log importance weights `[S]`."""
+
+    sites: list[dict[str, Tensor]]
+    seen: list[Collapsed]
+    log_weights: Tensor
 
 
-def _precision(
-    process: SparseProcess, hypothesis: Hypothesis, log_joint: LogJoint, centre: Tensor, share: float
-) -> Tensor:
-    """Negative Hessian `[D, D]` of the best bound, by differences; nothing is less certain than to a factor of e."""
-    size = len(centre)
-    steps = APART * torch.eye(size)
-    pairs = [(i, j) for i in range(size) for j in range(i)]
-    at = [centre, *(centre + steps), *(centre - steps), *(centre + steps[i] + steps[j] for i, j in pairs)]
-    found = optima(process, [_point(hypothesis, log_joint.unpack(z)) for z in at])
-    middle, *rest = torch.tensor([bound for bound, _ in found])
-    up, down, both = rest[:size], rest[size : 2 * size], rest[2 * size :]
-    hessian = torch.diag(torch.stack(up) + torch.stack(down) - 2 * middle)
-    for (i, j), value in zip(pairs, both, strict=True):
-        hessian[i, j] = hessian[j, i] = value - up[i] - up[j] + middle
-    values, basis = torch.linalg.eigh(-share * hessian / APART**2)
-    return basis @ torch.diag(values.clamp_min(1.0)) @ basis.T
+@dataclass
+class _Search:
+    """The largest bound over all data, by Newton's method in what the kernel takes; noise and variance cost nothing.
 
+    `z` are unconstrained values of all sites; `shape` names those that the kernel takes.
+    """
 
-def _train(guide: SkewNormal, model: Any, process: SparseProcess, steps: int, progress: bool) -> list[float]:
-    """Move both guides by minibatches; the bound per image at each step."""
-    elbo = Trace_ELBO()(model, guide)
-    optimiser = torch.optim.Adam([guide.loc], lr=1.0)  # in units of the spread
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, steps - WARM))
-    path = []
-    for step in tqdm(range(steps), disable=None if progress else True, leave=False):
-        optimiser.zero_grad()
-        loss = elbo()
-        loss.backward()
-        if step >= WARM:
-            optimiser.step()
-            schedule.step()
-        process.follow(max(1 / (step + 1), process.batch / len(process.targets), 0.05))
-        path.append(-float(loss.detach()) / len(process.targets))
-    return path
+    process: SparseProcess
+    log_joint: LogJoint
+    shape: tuple[str, ...]
+    gained: float = 0.0  # by the last step, as far as a parabola says
+    path: list[float] = field(default_factory=list)  # bound per image
+
+    def __post_init__(self) -> None:
+        nodes = poutine.trace(self.log_joint.model).get_trace(*self.log_joint.args).nodes
+        self._priors = [nodes[name]["fn"] for name in ("noise", "variance")]
+
+    def _prior(self, logs: Tensor) -> Tensor:
+        return torch.stack([p.log_prob(at.exp()) + at for p, at in zip(self._priors, logs, strict=True)]).sum()
+
+    def _at(self, z: list[Tensor]) -> list[tuple[Collapsed, Tensor, Tensor, float]]:
+        """What a pass says at each `z`; the best noise and variance there, their precision, and the bound with prior."""
+        sites = [self.log_joint.unpack(row) for row in z]
+        found = collapsed(self.process, [tuple(at[name] for name in self.shape) for at in sites])
+        logs = [torch.stack([at["noise"].log(), at["variance"].log()]) for at in sites]
+        return [(c, *c.best(priors.NOISE_FLOOR, self._prior, at)) for c, at in zip(found, logs, strict=True)]
+
+    def top(self, z: Tensor, width: float) -> tuple[Tensor, Tensor]:
+        """Values `[D]` with the largest bound near `z`, and the curvature `[E]` of the shapes there, axis by axis.
+
+        Slope and curvature are those of a parabola through points `width` apart, in unconstrained space.
+        """
+        rows = [self.log_joint.slices[name].start for name in self.shape]
+        moves = width * torch.eye(len(z))[rows]
+        for _ in range(ROUNDS):
+            here, *around = self._at([z, *(z + moves), *(z - moves)])
+            up, down = (torch.tensor([a[-1] for a in side]) for side in (around[: len(rows)], around[len(rows) :]))
+            slope, curvature = (up - down) / (2 * width), (2 * here[-1] - up - down) / width**2
+            step = torch.where(curvature > FLAT, slope / curvature, 3 * width * slope.sign()).clamp(
+                -3 * width, 3 * width
+            )
+            z = self._with(z, here[1])
+            z[rows] += step
+            self.path.append(here[-1] / len(self.process.targets))
+            self.gained = float((slope * step - 0.5 * curvature * step.square()).sum())
+            if float(step.abs().max()) < width or self.gained < ENOUGH * len(self.process.targets):
+                break
+        return z, curvature.clamp_min(FLAT)
+
+    def _with(self, z: Tensor, logs: Tensor) -> Tensor:
+        sites = self.log_joint.unpack(z)
+        return self.log_joint.pack(sites | {"noise": logs[0].exp(), "variance": logs[1].exp()})
+
+    def draws(self, z: Tensor, curvature: Tensor) -> _Draws:
+        """Draw shapes around `z`, noise and variance around their best for each shape."""
+        rows = [self.log_joint.slices[name].start for name in self.shape]
+        shapes = Normal(z[rows], curvature.rsqrt())
+        drawn = shapes.sample(torch.Size([DRAWS]))
+        moved = z.repeat(DRAWS, 1)
+        moved[:, rows] = drawn
+        sites, seen, weights = [], [], []
+        for row, at, (found, logs, precision, _) in zip(moved, drawn, self._at(list(moved)), strict=True):
+            around = MultivariateNormal(logs, precision_matrix=precision)
+            chosen = around.sample()
+            full = self._with(row, chosen)
+            sites.append(self.log_joint.unpack(full))
+            seen.append(found)
+            bound = found.bound(priors.NOISE_FLOOR + sites[-1]["noise"], sites[-1]["variance"])
+            log_guide = shapes.log_prob(at).sum() + around.log_prob(chosen)
+            weights.append(self.log_joint.terms(full)[0] + bound - log_guide)
+        return _Draws(sites, seen, torch.stack(weights).detach())
 
 
 @torch.no_grad()
-def _predict(
-    process: SparseProcess, points: list[tuple[Tensor, ...]], guides: list[Inducing], images: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Predictive mean `[S, M, O]` and variance `[S, M]`, noise included, at each point."""
+def _predict(process: SparseProcess, draws: _Draws, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Predictive mean `[S, M, O]` and variance `[S, M]`, noise included, at each draw of the hyperparameters."""
     if len(images) == 0:
-        outputs = process.targets.shape[1]
-        return torch.zeros(len(points), 0, outputs), torch.zeros(len(points), 0)
-    factors = [process.factor(*shape) for _, _, *shape in points]
-    rows = []
+        count = len(draws.sites)
+        return torch.zeros(count, 0, process.targets.shape[1]), torch.zeros(count, 0)
+    noises = [priors.NOISE_FLOOR + at["noise"] for at in draws.sites]
+    guides = [c.guide(n, at["variance"]) for c, n, at in zip(draws.seen, noises, draws.sites, strict=True)]
+    means, variances = [], []
     for block in process.blocks(images):
         compared = process.kernel.compared(block)
-        for (noise, *at), cholesky, guide in zip(points, factors, guides, strict=True):
-            a, left = process.project(compared, cholesky, *at)
+        moments = []
+        for found, guide, noise, at in zip(draws.seen, guides, noises, draws.sites, strict=True):
+            a, left = process.project(compared, found.cholesky, at["variance"], *found.shape)
             mean, spread = replace(process, inducing=guide).moments(a, left)
-            rows.append((mean, spread[:, 0] + noise))
-    means, variances = (
-        torch.stack([torch.cat(column[i :: len(points)]) for i in range(len(points))])
-        for column in zip(*rows, strict=True)
-    )
-    return means, variances
+            moments.append((mean, spread[:, 0] + noise))
+        means.append(torch.stack([mean for mean, _ in moments]))
+        variances.append(torch.stack([spread for _, spread in moments]))
+    return torch.cat(means, 1), torch.cat(variances, 1)

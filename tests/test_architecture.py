@@ -26,6 +26,7 @@ LAYERS = (
     ("averaged",),
     ("processes",),
     ("sparse",),
+    ("collapsed",),
     ("priors",),
     ("guides",),
     ("traces",),

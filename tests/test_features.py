@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_invariance.features import Nystroem, PolarPatches
+from pyro_invariance.features import WIDTH, Nystroem, PolarPatches
 from pyro_invariance.kernels import OrbitKernel
 from pyro_invariance.orbits import Turns
 from pyro_invariance.representations import Pixels
@@ -35,12 +35,15 @@ def test_inner_products_are_the_kernel_at_the_centres():
 
 
 def test_more_centres_come_nearer_to_the_kernel():
-    vectors = torch.randn(200, 2)
+    vectors = torch.randn(200, 3)
     errors = []
     for count in (3, 10, 60):
         features = Nystroem(vectors, count, generator())
         phi = features.similar(vectors) @ features.whiten
-        exact = torch.exp(-0.5 * torch.cdist(vectors, vectors).square() / features.length**2)
+        centred = vectors - vectors.mean(1, keepdim=True)
+        length = centred.norm(dim=1, keepdim=True)
+        unit = centred / length.clamp_min(features.faint)
+        exact = length * length.T * torch.exp(-0.5 * torch.cdist(unit, unit).square() / WIDTH**2)
         errors.append(float((phi @ phi.T - exact).abs().mean()))
     assert errors[0] > 2 * errors[1] > 10 * errors[2]
 
@@ -60,7 +63,7 @@ def check_turns(maps: PolarPatches, images: Tensor) -> None:
 
 def test_a_turned_image_has_turned_maps(maps, images):
     check_turns(maps, images)
-    assert maps(images).shape == (30, maps.features.whiten.shape[1], 6, 16)
+    assert maps(images).shape == (30, maps.features.whiten.shape[1] * 6, 1, 16)
 
 
 def test_patches_in_a_frame_that_stays_are_caught(maps, images, monkeypatch):

@@ -12,10 +12,11 @@ from torch.autograd import gradcheck
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from pyro_invariance import sparse, zoo
+from pyro_invariance.collapsed import collapsed
 from pyro_invariance.datasets import Dataset
 from pyro_invariance.kernels import OrbitKernel, PatchKernel
 from pyro_invariance.processes import GaussianProcess
-from pyro_invariance.sparse import ExpectedCategorical, ExpectedNormal, Inducing, SparseProcess, optima
+from pyro_invariance.sparse import ExpectedCategorical, ExpectedNormal, Inducing, SparseProcess
 
 # Torch scripts its forward-mode decompositions the first time that they are asked for, and deprecates its own scripts.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -49,8 +50,9 @@ def point(name: str) -> tuple[Tensor, ...]:
     return (VARIANCE, *(torch.tensor(p) for p in POINTS[name]))
 
 
-def optimum(made: SparseProcess, *at: Tensor) -> tuple[float, Inducing]:
-    return optima(made, [(NOISE, *at)])[0]
+def optimum(made: SparseProcess, variance: Tensor, *shape: Tensor) -> tuple[float, Inducing]:
+    found = collapsed(made, [shape])[0]
+    return float(found.bound(NOISE, variance)), found.guide(NOISE, variance)
 
 
 def project(made: SparseProcess, *at: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,13 +82,6 @@ def test_bound_is_below_the_evidence_and_closes_with_more_inducing_images(name, 
         gaps.append(truth - bound)
     assert gaps[0] > 1.0
     assert gaps[-1] == pytest.approx(0.0, abs=1e-4)
-
-
-def test_one_pass_serves_many_points(data, targets):
-    made = process(data, targets, "rotation")
-    points = [(noise, *point("rotation")) for noise in (NOISE, 2 * NOISE)]
-    for together, at in zip(optima(made, points), points, strict=True):
-        assert together[0] == pytest.approx(optima(made, [at])[0][0], rel=1e-12)
 
 
 def test_bound_of_patches_is_exact_at_all_images(data, targets):

@@ -9,7 +9,7 @@ import torch
 from pyro_invariance import sparse_fitting, zoo
 from pyro_invariance.datasets import Dataset
 from pyro_invariance.fitting import Fit, fit
-from pyro_invariance.sparse_fitting import SparseFit, fit_sparse
+from pyro_invariance.sparse_fitting import SparseFit, _Search, fit_sparse
 from pyro_invariance.typing import BadInput
 from pyro_invariance.zoo import Hypothesis
 
@@ -17,6 +17,7 @@ from pyro_invariance.zoo import Hypothesis
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
 N = 150
+subset = Dataset.subset
 
 
 @pytest.fixture(scope="module")
@@ -70,14 +71,27 @@ def test_the_seed_decides(data, through):
     assert other.evidence != through[10].evidence
 
 
-def test_bound_rises_while_it_is_trained(through):
-    path = torch.tensor(through[40].path)
-    assert float(path[-10:].mean()) > float(path[:5].mean())
+def test_bound_rises_while_it_is_searched(through):
+    path = through[40].path
+    assert len(path) > 1
+    assert path[-1] > path[0]
+    assert 0 <= through[40].evidence.drift < 1.0
 
 
-def test_untrained_hyperparameters_are_caught(data, through, monkeypatch):
-    monkeypatch.setattr(sparse_fitting, "WARM", 10**6)  # they stay where a few images and no others put them
+def test_hyperparameters_that_stay_are_caught(data, through, monkeypatch):
+    monkeypatch.setattr(_Search, "top", lambda self, z, width: (z, torch.ones(1)))  # where a few images put them
+    few = replace(data, x=data.x[:20], y=data.y[:20])
+    monkeypatch.setattr(
+        Dataset, "subset", lambda self, n, seed: few if n == sparse_fitting.FEW else subset(self, n, seed)
+    )
     assert fit_sparse(rotation(data), data, 10).evidence.value < through[10].evidence.value - 1
+
+
+def test_large_data_are_searched_in_part_first(data, through, monkeypatch):
+    monkeypatch.setattr(sparse_fitting, "SOME", 70)
+    found = fit_sparse(rotation(data), data, 40)
+    assert len(found.path) <= len(through[40].path)
+    assert found.evidence.value == pytest.approx(through[40].evidence.value, abs=1.0)
 
 
 def test_bad_input_is_named(data):
