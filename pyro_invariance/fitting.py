@@ -108,7 +108,7 @@ class Fit:
     profile : list of list of float
         Shares of the extents' upper ends, and the largest log joint density of a few items at each; empty without
         extents.
-    climb : dict of str to Tensor `[T]`
+    positions : dict of str to Tensor `[T]`
         Values of the sites on the climb to the best mode, on a few items first and then on all.
     shares : dict of str to float
         Of a sum of priors: mean share of the prior variance of each part, largest first; a part whose ranges went to
@@ -140,7 +140,7 @@ class Fit:
     profile: list[list[float]]
     cpu_seconds: float
     wall_seconds: float
-    climb: dict[str, Tensor] = field(default_factory=dict)
+    positions: dict[str, Tensor] = field(default_factory=dict)
     shares: dict[str, float] = field(default_factory=dict)
 
 
@@ -220,7 +220,7 @@ def fit(hypothesis: Hypothesis, data: Dataset, seed: int = 0) -> Fit:
         profile=_profile(hypothesis, data, seed, log_joint, *parts[0].normal),
         cpu_seconds=time.process_time() - cpu,
         wall_seconds=time.perf_counter() - wall,
-        climb=_constrained(log_joint, best.positions),
+        positions=_constrained(log_joint, best.positions),
         shares=_shares(hypothesis, draws, ranges),
     )
 

@@ -14,7 +14,7 @@ it is ranked with the others, and stands in no contrast.
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import partial, reduce
 from itertools import islice
 from typing import TypeAlias
 
@@ -46,8 +46,9 @@ class SumKernel:
 
     Notes
     -----
-    `gram`, `cross` take one lengthscale (distances are in units of their mean in each representation), a scale for each
-    kernel, and the extents of all of them in order.  Time and memory are the sums of those of the kernels.
+    `gram` and `cross` take one lengthscale, a scale for each kernel, and the extents of all of them in order.
+    Distances are in units of their mean in each representation; with a lengthscale of its own a kernel could take a
+    share of the variance for a function that hardly varies.  Time and memory are the sums of those of the kernels.
     """
 
     def __init__(self, kernels: Sequence[Kernel], ranges: Sequence[int]) -> None:
@@ -60,10 +61,9 @@ class SumKernel:
 
     def gram(self, lengthscale: Tensor, *hyperparameters: Tensor) -> Tensor:
         """Gram matrix `[N, N]` of the images, differentiable in all arguments (scalars)."""
-        total: Tensor = torch.zeros(())
-        for kernel, (s, point) in zip(self.kernels, self._points(lengthscale, hyperparameters), strict=True):
-            total = total.to(s) + s.square() * kernel.gram(*point)
-        return total
+        points = self._points(lengthscale, hyperparameters)
+        grams = (s.square() * kernel.gram(*point) for kernel, (s, point) in zip(self.kernels, points, strict=True))
+        return reduce(torch.add, grams)
 
     @property
     def width(self) -> int:

@@ -87,8 +87,9 @@ def of_sums(fits: list[Fit]) -> list[str]:
         elif not _beats(f, null):
             lift = f.evidence.value - null.evidence.value
             words = f"its shares mean nothing, because it beats noise alone by {lift:+.1f} nats only"
-        versus = "" if single is None else f" {f.evidence.value - single.evidence.value:+.1f} nats to {single.label};"
-        found.append(f"{f.label}, a sum of all its parts:{versus} {words}")
+        gap = f.evidence.value - single.evidence.value if single else 0.0
+        versus = f"{abs(gap):.1f} nats {'more' if gap > 0 else 'less'} than {single.label}; " if single else ""
+        found.append(f"{f.label}, a sum of priors: {versus}{words}")
     return found
 
 

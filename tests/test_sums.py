@@ -199,12 +199,12 @@ def test_a_sum_has_no_symmetry_of_its_own(summed):
 def test_climb_is_stored_and_drawn(summed, kept, tmp_path):
     again = load(kept)
     fit, h = again.best, next(h for h in again.hypotheses if h.parts)
-    assert fit.climb.keys() == summed.best.climb.keys() == h.priors.keys()
-    assert all(torch.equal(fit.climb[name], summed.best.climb[name]) for name in fit.climb)
+    assert fit.positions.keys() == summed.best.positions.keys() == h.priors.keys()
+    assert all(torch.equal(fit.positions[name], summed.best.positions[name]) for name in fit.positions)
     assert fit.shares == summed.best.shares
     axes = plotting.shares(again)
     drawn = [line.get_ydata() for line in axes.lines[::2]]
-    for path, share in zip(drawn, h.shares(fit.climb).values(), strict=True):
+    for path, share in zip(drawn, h.shares(fit.positions).values(), strict=True):
         assert path == pytest.approx(share.numpy())
         assert path[0] == pytest.approx(1 / 6)  # equal at the start
     assert sum(path[-1] for path in drawn) == pytest.approx(1.0)
@@ -221,7 +221,7 @@ def test_climb_ends_at_the_mode(summed):
     args, (first, last) = h.prepare(summed.data), (0, -1)
     densities = []
     for at in (first, last):
-        held = {name: path[at] for name, path in fit.climb.items()}
+        held = {name: path[at] for name, path in fit.positions.items()}
         trace = poutine.trace(poutine.condition(h.model, data=held)).get_trace(*args)
         densities.append(float(trace.log_prob_sum()))
     assert densities[1] > densities[0] + 10
@@ -230,8 +230,8 @@ def test_climb_ends_at_the_mode(summed):
 def test_words_of_a_sum(summed):
     whole, null = (next(f for f in summed.fits if f.label == label) for label in ("composition", "null"))
     single = replace(null, label="mirror", name="mirror", kind="group", evidence=replace(null.evidence, value=-90.0))
-    gap = whole.evidence.value + 90.0
-    assert f"{gap:+.1f} nats to mirror; shares of its prior variance: mirror" in of_sums([single, whole, null])[0]
+    said = of_sums([single, whole, null])[0]
+    assert f"{-90.0 - whole.evidence.value:.1f} nats less than mirror; shares of its prior variance: mirror" in said
     assert "null was not fitted" in of_sums([whole])[0]
     noise = replace(null, evidence=replace(null.evidence, value=whole.evidence.value - 9.0))
     assert "mean nothing, because it beats noise alone by +9.0 nats only" in of_sums([whole, noise])[0]

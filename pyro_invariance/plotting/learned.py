@@ -177,7 +177,7 @@ def shares(selection: Selection, axes: Axes | None = None) -> Axes:
     for f in selection.fits:
         h = hypotheses[f.label]
         drawn = h.shares(f.draws)
-        for number, (label, path) in enumerate(h.shares(f.climb).items()):
+        for number, (label, path) in enumerate(h.shares(f.positions).items()):
             colour, end, mean = f"C{number}", len(path) + number, float(drawn[label].mean())
             low, high = np.quantile(drawn[label].numpy(), [0.025, 0.975])
             axes.plot(path.numpy(), color=colour, label=f"{label} {mean:.0%}")
