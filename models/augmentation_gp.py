@@ -19,8 +19,10 @@ is no brighter or darker; **colour** sees pixels as they are.  A hypothesis with
 what the data say about each of its transformations is its range.
 
 Limitations: Gaussian likelihood on class codes; function averaging learns an insensitivity, so that a range need not be
-that of the poses; the box is that of coefficients of one exponential, symmetric about no change; the few nodes are part
-of the model; the function fades far from its centres; exact inference, 2,000 images at most.
+that of the poses; the box is that of coefficients of one exponential, symmetric about no change; the function fades far
+from its centres; exact inference, 2,000 images at most.  The few nodes are part of the model: with nodes of another
+seed, 200 upright digits change the height of the mode by 14 nats and the range of slant, which they hardly know, from 1
+to 32 % of its upper end, so that gaps of tens of nats and narrow ranges want more nodes.
 
 References: [vanderwilk2018learning], [benton2020learning], [williams2001using], [rasmussen2006gaussian].
 """
@@ -78,7 +80,7 @@ CARD = Card(
     limitations=(
         "Gaussian likelihood on class codes",
         "learned extents are insensitivities, ranges are symmetric",
-        "function known through its values at 400 images, averaged over 32 views",
+        "function known through its values at 400 images, averaged over 32 views: others change evidence by tens of nats",
     ),
 )
 
