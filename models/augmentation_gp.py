@@ -80,7 +80,7 @@ CARD = Card(
     limitations=(
         "Gaussian likelihood on class codes",
         "learned extents are insensitivities, ranges are symmetric",
-        "function known through its values at 400 images, averaged over 32 views: others change evidence by tens of nats",
+        "function known at 400 images, averaged over 32 views: others change evidence by tens of nats",
     ),
 )
 

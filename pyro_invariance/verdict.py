@@ -105,9 +105,14 @@ def _same(f: Fit, g: Fit) -> bool:
 
 
 def _lacks(f: Fit, symmetry: str) -> bool:
-    """Whether a hypothesis is without a symmetry; a range that may have reached the whole group is on neither side."""
+    """Whether a hypothesis is without a symmetry.
+
+    On neither side are a range that may have reached the whole group, and a composition whose ranges went to zero: what
+    is left of it is another hypothesis of the base.
+    """
     may_have = symmetry in f.claims and bool(f.extents) and all(r.saturated for r in f.extents.values())
-    return symmetry not in f.contains and not may_have
+    closed = f.kind == "composition" and bool(f.claims) and not f.contains
+    return symmetry not in f.contains and not may_have and not closed
 
 
 def _contrast(symmetry: str, fits: list[Fit], null: Fit | None) -> Verdict:

@@ -500,3 +500,11 @@ def test_reason_says_which_ranges_are_left():
 
     assert reason(rows=kept, columns=shut).endswith("10.0 needed; ranges kept: rows; shut off: columns")
     assert reason(rows=kept, columns=kept).endswith("10.0 needed")
+
+
+def test_composition_whose_ranges_went_to_zero_takes_no_side():
+    """What is left of it has the mirror: were it taken to lack it, the mirror would lose to itself."""
+    plain = [made("null", -900.0), made("trivial", -500.0), made("mirror", -400.0)]
+    closed = replace(made("D4", -395.0, contains=set()), kind="composition")
+    assert verdicts([*plain, closed])["mirror"].verdict == "supported"
+    assert verdicts([*plain, replace(closed, kind="group")])["mirror"].verdict != "supported"
