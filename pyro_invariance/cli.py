@@ -19,7 +19,7 @@ from pyro_invariance.calibration import Calibration
 from pyro_invariance.examination import examine, table
 from pyro_invariance.export import FORMATS, export
 from pyro_invariance.profiles import profile
-from pyro_invariance.report import report
+from pyro_invariance.report import of_all, report
 from pyro_invariance.runs import read_json
 from pyro_invariance.selection import NothingFitted, select
 from pyro_invariance.typing import BadInput, checked_seed
@@ -143,6 +143,7 @@ def describe(result: results.Selection) -> str:
     lines += of_sums(list(result.fits))
     if result.omitted:
         lines += ["", f"not fitted, so the verdicts know nothing of them: {', '.join(h.label for h in result.omitted)}"]
+    lines += ["", of_all(result)] if result.carried else []
     lines += ["", *agreement(result), f"best model: {best.label}, {best.evidence}"]
     return "\n".join(lines)
 

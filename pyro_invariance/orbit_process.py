@@ -101,6 +101,7 @@ def hypothesis(
         predict=partial(predict, ranges=tuple(extents)),
         memory=partial(_memory, table),
         priors=words,
+        sparse=kernel is not None,
         moved=moved or partial(moved_by_name, name=name),
     )
 

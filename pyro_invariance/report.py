@@ -103,6 +103,8 @@ def cautions(selection: Selection) -> list[str]:
     data, found = selection.data, [f"The table is {selection.ranking}."]
     if data.total > len(data.y):
         found.append(f"The evidence is of {len(data.y)} items, drawn from {data.total} with seed {selection.seed}.")
+    if selection.carried:
+        found.append(of_all(selection))
     if selection.omitted:
         found.append(
             f"Not fitted, so that the verdicts know nothing of them: {', '.join(h.label for h in selection.omitted)}."
@@ -121,6 +123,18 @@ def cautions(selection: Selection) -> list[str]:
         "and wider than the range of poses in the data."
     )
     return found
+
+
+def of_all(selection: Selection) -> str:
+    """What the best hypothesis is worth on all data, and that its bound is no part of the ranking."""
+    c = selection.carried
+    assert c is not None
+    scores = ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in selection.test_scores(c).items())
+    return (
+        f"{c.label} was then carried to all {c.count} items through {c.inducing} of them: their log evidence is at "
+        f"least {c.evidence.value:.0f} ± {c.evidence.std_error:.1f} nats, a bound of other data than the table's and "
+        f"looser, no part of the ranking{'; ' if scores else ''}{scores}."
+    )
 
 
 def _picture(selection: Selection, draw: Callable[[Selection], Axes], question: str, folder: Path) -> dict[str, str]:

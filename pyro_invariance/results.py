@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pyro_invariance import zoo
+from pyro_invariance import carrying, zoo
 from pyro_invariance.datasets import Dataset, nearest
 from pyro_invariance.diagnostics import expected_calibration_error, inference_data
 from pyro_invariance.evidence.comparison import probabilities
@@ -21,6 +21,7 @@ from pyro_invariance.numerics import float64
 from pyro_invariance.processes import code_log_density
 from pyro_invariance.runs import SOURCE, RunFolder, identity, read_json, read_tensors, versions
 from pyro_invariance.scrutiny import Scrutiny
+from pyro_invariance.sparse_fitting import SparseFit
 from pyro_invariance.typing import BadInput
 from pyro_invariance.verdict import Verdict, best, verdicts
 from pyro_invariance.zoo import Hypothesis
@@ -52,6 +53,8 @@ class Selection:
         Of the run.
     scrutiny : Scrutiny, optional
         What the fits were held against, if that was asked for.
+    carried : SparseFit, optional
+        The best hypothesis fitted to all data, where the evidence is of a subset; its bound is never ranked.
     """
 
     data: Dataset
@@ -61,6 +64,7 @@ class Selection:
     entry: str
     seed: int
     scrutiny: Scrutiny | None = None
+    carried: SparseFit | None = None
 
     @cached_property
     def verdicts(self) -> dict[str, Verdict]:
@@ -113,7 +117,7 @@ class Selection:
             rows.append(row | self.test_scores(f) | {"cpu_seconds": f.cpu_seconds})
         return pd.DataFrame(rows).set_index("hypothesis")
 
-    def test_scores(self, f: Fit) -> dict[str, float]:
+    def test_scores(self, f: Fit | SparseFit) -> dict[str, float]:
         """Scores on the test data by the model whose evidence is ranked.
 
         Log densities are nats per datum: of the class codes, or of values in the unit of the labels.
@@ -142,7 +146,7 @@ class Selection:
         difference = self._test_log_density(f) - self._test_log_density(self.best)
         return float(difference.mean()), float(difference.std()) / math.sqrt(len(difference))
 
-    def _test_log_density(self, f: Fit) -> Tensor:
+    def _test_log_density(self, f: Fit | SparseFit) -> Tensor:
         if self.data.classes is None:
             return f.test_log_density[:, 0] - self.data.y.std().log()
         return f.test_log_density.gather(1, self.data.y_test[:, None])[:, 0]
@@ -187,6 +191,17 @@ class Selection:
         if codes is None:
             return mean.mean(0)[:, 0] * self.data.y.std() + self.data.y.mean()
         return code_log_density(mean, variance, codes).softmax(-1)
+
+    def _plain_carried(self, c: SparseFit) -> dict[str, Any]:
+        e = c.evidence
+        return {
+            "name": c.label,
+            "method": f"sparse bound through {c.inducing} inducing images",
+            "n": c.count,
+            **{"log_evidence": e.value, "bound": e.bound, "std_error": e.std_error, "drift": e.drift},
+            "test": self.test_scores(c),
+            "cpu_seconds": c.cpu_seconds,
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Everything in plain values, by the schema of `selection.json`."""
@@ -247,6 +262,7 @@ class Selection:
             "hypotheses": rows,
             "not_fitted": [h.label for h in self.omitted],
             "scrutiny": self.scrutiny and self.scrutiny.to_json(),
+            "carried": self.carried and self._plain_carried(self.carried),
             "symmetries": {s: vars(v) for s, v in self.verdicts.items()},
             "best": {
                 "name": first.label,
@@ -307,4 +323,5 @@ def _restore(path: Path, content: dict[str, Any]) -> Selection:
     failed = {row["label"]: row["reason"] for row in rows if row["status"] != "done"}
     fits.sort(key=lambda f: -f.evidence.value)
     chosen = tuple(hypotheses[row["label"]] for row in rows)
-    return Selection(data, chosen, tuple(fits), failed, content["entry"], content["seed"], Scrutiny.read(path))
+    seed, checked, carried = content["seed"], Scrutiny.read(path), carrying.read(path)
+    return Selection(data, chosen, tuple(fits), failed, content["entry"], seed, checked, carried)

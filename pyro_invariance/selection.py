@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from pyro_invariance import datasets, zoo
+from pyro_invariance.carrying import carry
 from pyro_invariance.datasets import Dataset
 from pyro_invariance.results import Selection
 from pyro_invariance.runs import RunFolder, identity, write_json, write_tensors
@@ -37,7 +38,8 @@ def select(
     ----------
     data : Dataset, str or Path
         A data set, a built-in name or an `.npz` file. More than 2,000 images: the evidence is computed on a
-        class-balanced subset of 2,000 drawn with the seed.
+        class-balanced subset of 2,000 drawn with the seed, and the best hypothesis is then carried to all of them by
+        a sparse bound, if it is a Gaussian process (`Selection.carried`).
     model : str
         Zoo entry.
     hypotheses : sequence, optional
@@ -93,7 +95,10 @@ def select(
     elif folder is not None:
         checked = Scrutiny.read(folder.path)
     fits = tuple(sorted(done, key=lambda f: -f.evidence.value))
-    selection = Selection(subset, tuple(chosen), fits, failed, entry, seed, checked)
+    carried = None
+    if len(full.y) > len(subset.y):
+        carried = carry(list(chosen), done, full, seed, None if folder is None else folder.path)
+    selection = Selection(subset, tuple(chosen), fits, failed, entry, seed, checked, carried)
     if folder is not None:
         write_json(
             folder.path / "selection.json",

@@ -6,6 +6,7 @@ the rest, in a few passes over the data; draws around the best hyperparameters g
 
 import time
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pyro
 import torch
@@ -27,7 +28,7 @@ from pyro_invariance.zoo import Hypothesis
 
 FEW = 1000  # images that the start is found on, exactly
 SOME = 10_000  # images that are enough to come near the best hyperparameters
-WIDE, APART, ROUNDS = 0.2, 0.1, 6  # how far apart slope and curvature are looked for, some and all; how many times
+WIDE, APART, ROUNDS = 0.3, 0.1, 6  # how far apart slope and curvature are looked for, first and then; how many times
 ENOUGH, DRAWS = 1e-3, 5  # nats per image that a step must promise; hyperparameters for the evidence
 
 
@@ -42,8 +43,8 @@ class SparseFit:
     evidence : Evidence
         Lower bound on the log evidence of all images, from draws of the hyperparameters with the best guide of the
         inducing values at each.  Not to be compared with the evidence of a subset.
-    inducing : int
-        Number of inducing images.
+    count, inducing : int
+        Number of images, and of inducing images.
     sites : dict of str to Tensor `[S]`
         Draws of the hyperparameters that the evidence comes from.
     path : list of float
@@ -56,6 +57,7 @@ class SparseFit:
 
     label: str
     evidence: Evidence
+    count: int
     inducing: int
     sites: dict[str, Tensor]
     path: list[float]
@@ -99,16 +101,17 @@ def fit_sparse(hypothesis: Hypothesis, data: Dataset, size: int, seed: int = 0) 
     names = ("lengthscale", *hypothesis.extents)
     if len(data.y) > 2 * SOME:  # near the best on some of the data first
         some = data.subset(SOME, seed)
-        z, _ = _Search(replace(process, images=some.x, targets=data.encode(some.y)), log_joint, names).top(z, WIDE)
+        z, _ = _Search(replace(process, images=some.x, targets=data.encode(some.y)), log_joint, names).top(z)
     search = _Search(process, log_joint, names)
     with poutine.seed(rng_seed=seed):
-        draws = search.draws(*search.top(z, APART))
+        draws = search.draws(*search.top(z))
     mean, variance = _predict(process, draws, data.x_test)
     middle, spread = mixed(mean, variance)
     codes = data.encode(data.y_test)[:, None] if data.codes is None else data.codes
     return SparseFit(
         label=hypothesis.label,
         evidence=replace(lower_bound(draws.log_weights), drift=search.gained),
+        count=len(data.y),
         inducing=len(chosen.y),
         sites={name: torch.stack([row[name] for row in draws.sites]) for name in log_joint.transforms},
         path=search.path,
@@ -143,26 +146,26 @@ class _Search:
 
     def __post_init__(self) -> None:
         nodes = poutine.trace(self.log_joint.model).get_trace(*self.log_joint.args).nodes
-        self._priors = [nodes[name]["fn"] for name in ("noise", "variance")]
+        self._priors: list[Any] = [nodes[name]["fn"] for name in ("noise", "variance")]
 
     def _prior(self, logs: Tensor) -> Tensor:
         return torch.stack([p.log_prob(at.exp()) + at for p, at in zip(self._priors, logs, strict=True)]).sum()
 
     def _at(self, z: list[Tensor]) -> list[tuple[Collapsed, Tensor, Tensor, float]]:
-        """What a pass says at each `z`; the best noise and variance there, their precision, and the bound with prior."""
+        """What a pass says at each `z`; the best noise and variance there, their precision, bound and prior."""
         sites = [self.log_joint.unpack(row) for row in z]
         found = collapsed(self.process, [tuple(at[name] for name in self.shape) for at in sites])
         logs = [torch.stack([at["noise"].log(), at["variance"].log()]) for at in sites]
         return [(c, *c.best(priors.NOISE_FLOOR, self._prior, at)) for c, at in zip(found, logs, strict=True)]
 
-    def top(self, z: Tensor, width: float) -> tuple[Tensor, Tensor]:
+    def top(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Values `[D]` with the largest bound near `z`, and the curvature `[E]` of the shapes there, axis by axis.
 
-        Slope and curvature are those of a parabola through points `width` apart, in unconstrained space.
+        Slope and curvature are those of a parabola, at first a wide one, in unconstrained space.
         """
         rows = [self.log_joint.slices[name].start for name in self.shape]
-        moves = width * torch.eye(len(z))[rows]
-        for _ in range(ROUNDS):
+        for width in (WIDE, *[APART] * (ROUNDS - 1)):
+            moves = width * torch.eye(len(z))[rows]
             here, *around = self._at([z, *(z + moves), *(z - moves)])
             up, down = (torch.tensor([a[-1] for a in side]) for side in (around[: len(rows)], around[len(rows) :]))
             slope, curvature = (up - down) / (2 * width), (2 * here[-1] - up - down) / width**2
@@ -173,7 +176,7 @@ class _Search:
             z[rows] += step
             self.path.append(here[-1] / len(self.process.targets))
             self.gained = float((slope * step - 0.5 * curvature * step.square()).sum())
-            if float(step.abs().max()) < width or self.gained < ENOUGH * len(self.process.targets):
+            if float(step.abs().max()) < APART or self.gained < ENOUGH * len(self.process.targets):
                 break
         return z, curvature.clamp_min(FLAT)
 

@@ -78,6 +78,8 @@ class Hypothesis:
         The priors in words.
     moved : callable, optional
         `(inputs, extents) -> {caption: inputs}`: what the hypothesis takes to be the same, at values of its ranges.
+    sparse : bool
+        Whether `sparse_fitting.fit_sparse` can fit it to any number of data.
     parts : mapping of str to Hypothesis
         Of a sum of priors: sites that are scales (standard deviations), and what each of them is the scale of.
     default : bool
@@ -97,6 +99,7 @@ class Hypothesis:
     memory: Callable[[Dataset], int] = lambda data: 0
     priors: Mapping[str, str] = field(default_factory=dict)
     moved: Callable[[Tensor, Mapping[str, float]], Mapping[str, Tensor]] | None = None
+    sparse: bool = False
     parts: Mapping[str, "Hypothesis"] = field(default_factory=dict)
     default: bool = True
 

@@ -48,7 +48,7 @@ LAYERS = (
     ("sums",),
     ("fitting", "sparse_fitting"),
     ("calibration", "diagnostics", "runs", "verdict"),
-    ("scrutiny", "sweep"),
+    ("carrying", "scrutiny", "sweep"),
     ("results",),
     ("sensitivity",),
     ("selection",),

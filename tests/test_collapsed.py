@@ -1,4 +1,4 @@
-"""The bound at the best guide: many shapes in one pass, any noise and variance after it, Newton's method to the best."""
+"""The bound at the best guide: many shapes in one pass, any noise and variance after it, and the best of them."""
 
 import math
 
