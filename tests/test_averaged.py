@@ -174,6 +174,14 @@ def test_no_range_is_no_average(images):
     torch.testing.assert_close(both.gram(LENGTH, *zero), mirror.gram(LENGTH))
 
 
+def test_composed_orbit_moves_the_image_and_its_mirror_image(images):
+    extents = extents_of("affine")
+    composed, _ = ORBITS["mirrored affine"]
+    both = torch.cat([BOX.views(images, *extents), BOX.views(images.flip(-1), *extents)], 1)
+    torch.testing.assert_close(composed.views(images, *extents), both)
+    torch.testing.assert_close(composed.weights(), torch.full((16,), 1 / 16))
+
+
 def test_mirrored_images_have_equal_values(images):
     kernel = made(AveragedKernel, "mirror", images)
     with torch.no_grad():
