@@ -84,9 +84,14 @@ class ExpectedCategorical(TorchDistribution):
         """Expected log probability `[B]` of classes `[B]`, nats."""
         return self._logits().mean(0).gather(-1, value[:, None])[:, 0]
 
+    @property
+    def probabilities(self) -> Tensor:
+        """Probabilities `[B, C]` of the classes."""
+        return self._logits().exp().mean(0)
+
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:
         """Draw classes `[*sample_shape, B]`."""
-        return torch.distributions.Categorical(logits=self._logits().logsumexp(0)).sample(torch.Size(sample_shape))
+        return torch.distributions.Categorical(self.probabilities).sample(torch.Size(sample_shape))
 
 
 @dataclass

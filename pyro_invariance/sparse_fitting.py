@@ -94,17 +94,18 @@ def fit_sparse(hypothesis: Hypothesis, data: Dataset, size: int, seed: int = 0) 
     begin = time.process_time()
     few = data.subset(FEW, seed)
     log_joint = LogJoint(hypothesis.model, hypothesis.prepare(few))
-    z = max(climbed(hypothesis, few, log_joint, seed), key=lambda m: m.value).z
+    z, width = max(climbed(hypothesis, few, log_joint, seed), key=lambda m: m.value).z, WIDE
     chosen = data.subset(size, seed)
     unknown = Inducing.prior(len(chosen.y), data.targets.shape[1])
     process = SparseProcess(hypothesis.prepare(chosen)[0], data.x, data.targets, unknown, len(data.y))
     names = ("lengthscale", *hypothesis.extents)
-    if len(data.y) > 2 * SOME:  # near the best on some of the data first
+    if len(data.y) > 2 * SOME:
         some = data.subset(SOME, seed)
-        z, _ = _Search(replace(process, images=some.x, targets=data.encode(some.y)), log_joint, names).top(z)
+        part = replace(process, images=some.x, targets=data.encode(some.y))
+        z, width = _Search(part, log_joint, names).top(z, width)[0], APART
     search = _Search(process, log_joint, names)
     with poutine.seed(rng_seed=seed):
-        draws = search.draws(*search.top(z))
+        draws = search.draws(*search.top(z, width))
     mean, variance = _predict(process, draws, data.x_test)
     middle, spread = mixed(mean, variance)
     codes = data.encode(data.y_test)[:, None] if data.codes is None else data.codes
@@ -158,13 +159,13 @@ class _Search:
         logs = [torch.stack([at["noise"].log(), at["variance"].log()]) for at in sites]
         return [(c, *c.best(priors.NOISE_FLOOR, self._prior, at)) for c, at in zip(found, logs, strict=True)]
 
-    def top(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def top(self, z: Tensor, width: float) -> tuple[Tensor, Tensor]:
         """Values `[D]` with the largest bound near `z`, and the curvature `[E]` of the shapes there, axis by axis.
 
-        Slope and curvature are those of a parabola, at first a wide one, in unconstrained space.
+        Slope and curvature are those of a parabola in unconstrained space, the first one `width` to either side.
         """
         rows = [self.log_joint.slices[name].start for name in self.shape]
-        for width in (WIDE, *[APART] * (ROUNDS - 1)):
+        for width in (width, *[APART] * (ROUNDS - 1)):
             moves = width * torch.eye(len(z))[rows]
             here, *around = self._at([z, *(z + moves), *(z - moves)])
             up, down = (torch.tensor([a[-1] for a in side]) for side in (around[: len(rows)], around[len(rows) :]))

@@ -47,6 +47,7 @@ LAYERS = (
     ("modes", "orbit_process", "profiles"),
     ("sums",),
     ("fitting", "sparse_fitting"),
+    ("sparse_classes",),
     ("calibration", "diagnostics", "runs", "verdict"),
     ("carrying", "scrutiny", "sweep"),
     ("results",),

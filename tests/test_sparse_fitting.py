@@ -79,7 +79,7 @@ def test_bound_rises_while_it_is_searched(through):
 
 
 def test_hyperparameters_that_stay_are_caught(data, through, monkeypatch):
-    monkeypatch.setattr(_Search, "top", lambda self, z: (z, torch.ones(1)))  # where a few images put them
+    monkeypatch.setattr(_Search, "top", lambda self, z, width: (z, torch.ones(1)))  # where a few images put them
     few = replace(data, x=data.x[:20], y=data.y[:20])
     monkeypatch.setattr(
         Dataset, "subset", lambda self, n, seed: few if n == sparse_fitting.FEW else subset(self, n, seed)
