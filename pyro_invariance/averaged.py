@@ -102,7 +102,10 @@ class AveragedKernel:
 
     Notes
     -----
-    The evidence is exact for these views and these features.  The variance of the function fades far from the centres.
+    The evidence is exact for these views and these features.  Where the lengthscale is short they are not those of the
+    double sum: the base function fades far from the centres, so that views near the images as they are count most, and
+    which these are depends on the nodes.  On 300 digits, at a lengthscale of 0.34 and 32 views, nodes of three seeds
+    give -1616, -1645 and -1906 nats, the double sum -2016, -2032 and -2010.
     """
 
     def __init__(self, orbit: Orbit, pixels: Pixels, images: Images, centres: int = 400, *, unit: bool = False) -> None:
