@@ -81,7 +81,7 @@ CARD = Card(
         "Gaussian likelihood on class codes",
         "learned extents are insensitivities, wider than the range of poses in the data",
         "turns act on the inscribed disk, shifts reach 3 pooled pixels",
-        "composition is fitted when asked for by name only: it costs as much as all of its parts together",
+        "composition is fitted when asked for by name only: it takes longer than all the others together",
     ),
 )
 
