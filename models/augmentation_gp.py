@@ -49,6 +49,7 @@ from pyro_invariance.zoo import Card, Extent, Hypothesis
 __all__ = ["CARD", "PLANTED", "data", "hypotheses", "model", "predict"]
 
 NODES = 32  # of the box
+LEVEL = 0.02  # change of colour that cannot be told from none; in the plane, it is half a pixel at the rim
 PLANE = {"rows": 1.0, "columns": 1.0, "rotation": math.pi, "scale": 1.0, "aspect": 0.7, "shear": 0.7}
 COLOUR = {"brightness": 0.5, "contrast": 0.7, "saturation": 0.7, "hue": math.pi}
 UNITS: dict[str, Any] = {"rotation": "rad", "hue": "rad", "scale": "log", "aspect": "log", "contrast": "log"}
@@ -93,7 +94,6 @@ def hypotheses(data: Dataset, nodes: int = NODES, scale: float = 1.0) -> list[Hy
     pool = math.ceil(side / 16)
     plane, level = Affine(), Colour(list(COLOUR)[: None if channels == 3 else 2])
     box, mirror = SobolOrbit(plane, nodes), FiniteOrbit(Mirror())
-    resolution = {name: pool / side if group is plane else 0.02 for group in (plane, level) for name in group.extents}
 
     def make(name: str, kind: str, base: str, orbit: Orbit, group: MatrixGroup | None = None) -> Hypothesis:
         ends = {n: (PLANE | COLOUR)[n] for n in group.extents} if group else {}
@@ -104,7 +104,7 @@ def hypotheses(data: Dataset, nodes: int = NODES, scale: float = 1.0) -> list[Hy
             partial(AveragedKernel, orbit, Pixels(pool, normalise=base == "plane"), unit=base == "plane"),
             scale=scale,
             table=AveragedKernel.bytes,
-            extents={n: _range(n, upper, resolution[n]) for n, upper in ends.items()},
+            extents={n: _range(n, upper, 1 / side if n in PLANE else LEVEL) for n, upper in ends.items()},
             begin=tuple({n: share * upper for n, upper in ends.items()} for share in (0.05, 0.2)) if ends else None,
             contains=name.split("-") if kind != "none" else (),
             moved=partial(_moved, group, "mirror" in name),

@@ -24,10 +24,10 @@ def found(data: Dataset) -> dict[str, Hypothesis]:
     return {h.label: h for h in ENTRY.hypotheses(data)}
 
 
-def test_a_range_is_shut_off_where_it_moves_nothing_by_half_a_pooled_pixel(coloured):
+def test_a_range_is_shut_off_where_it_moves_nothing_by_half_a_pixel(coloured):
     ranges = found(coloured)["affine"].extents
     assert list(ranges) == ["rows", "columns", "rotation", "scale", "aspect", "shear"]
-    assert {e.resolution for e in ranges.values()} == {2 / SIDE}  # pooled by 2, and the image is 2 wide
+    assert {e.resolution for e in ranges.values()} == {1 / SIDE}  # the image is 2 wide
     assert {name: e.unit for name, e in ranges.items() if e.unit != "grid"} == {
         "rotation": "rad",
         "scale": "log",
