@@ -60,10 +60,10 @@ class Nystroem:
         """Kernel `[n, count]` of vectors `[n, D]` with the centres."""
         vectors = vectors - vectors.mean(-1, keepdim=True)
         length = vectors.norm(dim=-1, keepdim=True)
-        vectors = vectors / length.clamp_min(self.faint)
-        table = vectors @ (self.centres.T / WIDTH**2)
-        table -= (1 + vectors.square().sum(-1, keepdim=True)) / (2 * WIDTH**2)
-        return table.exp_().mul_(length)
+        short = length.clamp_min(self.faint)
+        table = vectors.div_(short) @ (self.centres.T / WIDTH**2)
+        table += length.log() - (1 + (length / short).square()) / (2 * WIDTH**2)
+        return table.exp_()
 
 
 def least_variance(variances: Tensor) -> float:

@@ -83,13 +83,17 @@ class _WeightedExp(torch.autograd.Function):
         return one_by_one(_WeightedExp, info, in_dims, inputs), (0, 0)
 
 
-def _mean_distance(pairs: Tensor, norms: Tensor) -> float:
-    """Mean over distinct pairs of `[P]` squared distances of all pairs `i >= j` of images of squared norm `[N]`."""
-    n = len(norms)
-    mean = float(pairs.sum()) / max(1, n * (n - 1) // 2)
-    if not mean > 1e-12 * float(norms.mean()):  # what rounding leaves
-        raise BadInput(f"images: all {n} are the same once their brightness and contrast are normalised")
-    return mean
+def _checked_scale(scale: float, x: Tensor) -> float:
+    """Return the mean squared distance of represented images `[N, *]`, unless it is only what rounding leaves."""
+    if not scale > 1e-12 * float(x.flatten(1).square().sum(1).mean()):
+        raise BadInput(f"images: all {len(x)} are the same once their brightness and contrast are normalised")
+    return scale
+
+
+def _triangle(n: int, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether `i >= j` `[N, N]`, and the places in a matrix of those that are, row by row, `[P]`."""
+    lower = torch.ones(n, n, dtype=torch.bool, device=x.device).tril_()
+    return lower, lower.flatten().nonzero()[:, 0]
 
 
 def _symmetric(pairs: Tensor, places: Tensor, n: int) -> Tensor:
@@ -121,37 +125,48 @@ class OrbitKernel:
     Notes
     -----
     A Gram matrix is symmetric: its lower triangle, `P = N (N + 1) / 2` pairs, is kept and evaluated.  Memory:
-    `8 L P` bytes for `L` lags; time of one evaluation: `L P` exponentials.
+    `8 L P` bytes for `L` lags; time of one evaluation: `L P` exponentials.  Beyond `KEPT` bytes nothing is kept, and
+    all `N^2` pairs are compared anew for each.
     """
+
+    KEPT = 2**32
 
     def __init__(self, orbit: SpectralOrbit, images: Images) -> None:
         self.orbit = orbit
         self.x = orbit.representation(images)
-        self.lower = torch.ones(len(images), len(images), dtype=torch.bool, device=images.device).tril_()
-        self.places = self.lower.flatten().nonzero()[:, 0]
-        self.distances = self._pairs()
-        self.scale = _mean_distance(self.distances[orbit.identity], self.x.flatten(1).square().sum(1))
-        self.distances /= self.scale
-        self.to_self = orbit.self_distances(self.x).div_(self.scale)
+        distinct = 2 * self.x.flatten(1).var(0, correction=min(1, len(images) - 1)).sum()
+        self.scale = _checked_scale(float(distinct), self.x)
+        self.x = self.x / self.scale**0.5
+        self.to_self = orbit.self_distances(self.x)
+        self.distances = None
+        if self.bytes(orbit, len(images)) <= self.KEPT:
+            self.lower, self.places = _triangle(len(images), self.x)
+            self.distances = self._pairs()
 
     def _pairs(self) -> Tensor:
         """Squared distances `[L, P]` of the pairs `i >= j` per lag, row by row, in blocks of rows."""
-        n, lags = len(self.x), torch.arange(self.orbit.count, device=self.x.device)
-        table = self.x.new_empty(len(lags), n * (n + 1) // 2)
-        rows = max(1, BLOCK // (16 * len(lags) * n))
+        n, lags = len(self.x), self.orbit.count
+        table = self.x.new_empty(lags, n * (n + 1) // 2)
+        rows = max(1, BLOCK // (16 * lags * n))
         for i in range(0, n, rows):
             j = min(i + rows, n)
-            block = self.orbit.squared_distances(self.x[i:j], self.x[:j], lags)
+            block = self._squared_distances(self.x[i:j], self.x[:j])
             table[:, i * (i + 1) // 2 : j * (j + 1) // 2] = block[:, self.lower[i:j, :j]]
         return table
 
     @staticmethod
     def bytes(orbit: SpectralOrbit, n: int) -> int:
-        """Memory that the distances of `n` images take."""
+        """Memory that the distances of `n` images take, if they are kept."""
         return 4 * orbit.count * n * (n + 1)
+
+    def _squared_distances(self, x: Tensor, z: Tensor) -> Tensor:
+        return self.orbit.squared_distances(x, z, torch.arange(self.orbit.count, device=x.device))
 
     def gram(self, lengthscale: Tensor, *extents: Tensor) -> Tensor:
         """Gram matrix `[N, N]` of the images, differentiable in all arguments (scalars)."""
+        if self.distances is None:
+            blocks = self.x.split(max(1, BLOCK // (8 * self.width)))
+            return torch.cat([self.cross(self._compared(x), lengthscale, *extents)[0] for x in blocks])
         pairs = self._weighted(self.distances, lengthscale, *extents) / self._mean_variance(lengthscale, *extents)
         return _symmetric(pairs, self.places, len(self.lower))
 
@@ -163,11 +178,11 @@ class OrbitKernel:
             rows = torch.stack([weights, *tangents])
         else:
             rows = self.orbit.lag_weights(*extents)[None]
-        return _WeightedExp.apply(differentiate, distances, rows, lengthscale, *extents)[0]
+        return _WeightedExp.apply(differentiate, distances, rows.to(distances), lengthscale, *extents)[0]
 
     def _mean_variance(self, lengthscale: Tensor, *extents: Tensor) -> Tensor:
         views = torch.exp(-0.5 * self.to_self / lengthscale.square()).mean(1)
-        return self.orbit.lag_weights(*extents) @ views
+        return self.orbit.lag_weights(*extents).to(views) @ views
 
     @property
     def width(self) -> int:
@@ -176,9 +191,10 @@ class OrbitKernel:
 
     def compared(self, images: Images) -> tuple[Tensor, Tensor]:
         """Distances of new images to the conditioned ones `[L, M, N]` and to their own views `[L, M]`."""
-        new, lags = self.orbit.representation(images), torch.arange(self.orbit.count, device=self.x.device)
-        to_old = self.orbit.squared_distances(new, self.x, lags)
-        return to_old.div_(self.scale), self.orbit.self_distances(new).div_(self.scale)
+        return self._compared(self.orbit.representation(images) / self.scale**0.5)
+
+    def _compared(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._squared_distances(x, self.x), self.orbit.self_distances(x)
 
     def cross(self, compared: tuple[Tensor, Tensor], lengthscale: Tensor, *extents: Tensor) -> tuple[Tensor, Tensor]:
         """Covariances `[M, N]` and prior variances `[M]` of new images, differentiable in all scalars."""
@@ -242,16 +258,14 @@ class PatchKernel:
         self.group = torch.arange(len(widths), device=images.device).repeat_interleave(widths)
         self.x = self._represented(images)
         by_group = self.x.new_zeros(len(widths)).index_add_(0, self.group, 2 * self.x.var(0))
-        scale = float(by_group.sum())  # mean squared distance of distinct pairs
-        if not scale > 1e-12 * float(self.x.square().sum(1).mean()):  # what rounding leaves
-            raise BadInput(f"images: all {len(images)} are the same once their brightness and contrast are normalised")
+        scale = _checked_scale(float(by_group.sum()), self.x)
         self.x /= scale**0.5
         self.directions = [d / scale**0.5 for d in self.directions]  # new images are scaled alike
         self.mean = by_group / scale
-        self.lower = torch.ones(len(images), len(images), dtype=torch.bool, device=images.device).tril_()
-        self.places = self.lower.flatten().nonzero()[:, 0]
-        kept = 8 * len(widths) * len(self.places) <= self.KEPT
-        self.distances = self._pair_distances() if kept else None
+        self.distances = None
+        if 4 * len(widths) * len(images) * (len(images) + 1) <= self.KEPT:
+            self.lower, self.places = _triangle(len(images), self.x)
+            self.distances = self._pair_distances()
 
     @classmethod
     def bytes(cls, pixels: Pixels, n: int, modes: int = 8) -> int:

@@ -19,6 +19,8 @@ from pyro_invariance.groups import Group
 from pyro_invariance.representations import Pixels, Polar
 from pyro_invariance.typing import BadInput, Images, Views
 
+CROSS = 2**22  # numbers of a cross-spectrum at a time, 32 MB
+
 
 class Orbit(ABC):
     """Views of an image and their weights."""
@@ -133,7 +135,7 @@ class SpectralOrbit(ABC):
 
     @abstractmethod
     def inner_products(self, x: Tensor, z: Tensor, lags: Tensor) -> Tensor:
-        r""":math:`\langle x_i, T_s z_j \rangle`, `[len(lags), N, M]`, of represented images."""
+        r""":math:`\langle x_i, T_s z_j \rangle`, `[len(lags), N, M]`, of represented images; `lags` ascend."""
 
     @abstractmethod
     def self_products(self, x: Tensor) -> Tensor:
@@ -159,9 +161,8 @@ class SpectralOrbit(ABC):
 
     def squared_distances(self, x: Tensor, z: Tensor, lags: Tensor) -> Tensor:
         r""":math:`|x_i - T_s z_j|^2`, `[len(lags), N, M]`, >= 0."""
-        table = self.inner_products(x, z, lags).mul_(-2)
-        table += x.flatten(1).square().sum(1)[:, None]
-        table += z.flatten(1).square().sum(1)
+        table = self.inner_products(x, -2 * z, lags)
+        table += x.flatten(1).square().sum(1)[:, None] + z.flatten(1).square().sum(1)
         return table.clamp_min_(0)
 
     def self_distances(self, x: Tensor) -> Tensor:
@@ -221,43 +222,57 @@ class Turns(SpectralOrbit):
             return turned
         return torch.cat([turned, self.representation.rotate(self.representation.mirror(x)[:, None], angles)], 1)
 
-    def _phases(self, lags: Tensor, x: Tensor) -> Tensor:
-        # <x, T_s z> = (1/A) sum_f c_f Re(x_f conj(z_f) e^{i f s}), c_f = 2 but for f = 0: rows [cos, -sin] per lag
-        a = self.representation.angles
-        f = torch.arange(a // 2 + 1, dtype=x.dtype, device=x.device)
-        angle = lags.to(x)[:, None] * (2 * math.pi / self.order) * f
-        share = torch.where((f == 0) | (2 * f == a), 1.0, 2.0) / a
-        return torch.cat([angle.cos(), -angle.sin()], 1) * share.repeat(2)
+    def _parts(self, x: Tensor) -> list[Tensor]:
+        """Real and imaginary parts `[F, N, R]` over the turns that there are; angles between them count as rings."""
+        folded = x.flatten(1, -2).unflatten(-1, (self.order, -1)).mT.flatten(1, 2)
+        spectrum = torch.fft.rfft(folded).permute(2, 0, 1)
+        return [spectrum.real, spectrum.imag][: 1 + (self.order > 2)]  # of one turn or two there is nothing imaginary
 
-    def _mirrored(self, spectrum: Tensor) -> Tensor:
-        """Spectra `[F, N, R]` of images that are mirrored: `a -> -a` conjugates them, half a turn is a sign."""
-        sign = 1 - 2 * (torch.arange(len(spectrum), device=spectrum.device) % 2)
-        return spectrum.conj() * sign[:, None, None]
+    def _phases(self, lags: Tensor, x: Tensor) -> Tensor:
+        # <x, T_s z> = (1/Q) sum_f c_f Re(x_f conj(z_f) e^{i f s}), c_f = 2 where there is an imaginary part, else 1
+        f = torch.arange(self.order // 2 + 1, dtype=x.dtype, device=x.device)
+        angle = lags.to(x)[:, None] * (2 * math.pi / self.order) * f
+        share = torch.ones_like(f)
+        share[self._turning] = 2.0
+        phases = torch.cat([angle.cos() * share, -2 * angle.sin()[:, self._turning]], 1)
+        return phases / self.order
+
+    @property
+    def _turning(self) -> slice:
+        """Frequencies whose coefficients have an imaginary part."""
+        return slice(1, (self.order + 1) // 2)
 
     def inner_products(self, x: Tensor, z: Tensor, lags: Tensor) -> Tensor:
         table = torch.empty(len(lags), len(x), len(z), dtype=x.dtype, device=x.device)
-        p, q = (torch.fft.rfft(t.flatten(1, -2)).permute(2, 0, 1) for t in (x, z))  # [F, N, R]
-        for reflected in range(1 + self.mirror):
-            chosen = (lags // self.order == reflected).nonzero()[:, 0]
-            if len(chosen) == 0:
-                continue
-            phases = self._phases(lags[chosen] % self.order, x)
-            moved = self._mirrored(q) if reflected else q
-            right = torch.cat([moved.real, moved.imag], 2).mT
-            rows = max(1, 2**22 // (len(z) * phases.shape[1]))  # a cross-spectrum of 32 MB
-            for i in range(0, len(x), rows):
-                real, imag = p.real[:, i : i + rows], p.imag[:, i : i + rows]
-                cross = torch.cat([torch.cat([real, imag], 2) @ right, torch.cat([imag, -real], 2) @ right])
-                table[chosen, i : i + rows] = (phases @ cross.flatten(1)).view(len(chosen), -1, len(z))
+        parts = self._parts(x)
+        real = torch.cat(parts, 2)
+        imaginary = torch.cat([parts[-1], -parts[0]][: len(parts)], 2)[self._turning]
+        plain = int((lags < self.order).sum())
+        for rows, reflected in ((slice(plain), False), (slice(plain, None), True)):
+            if len(lags[rows]):
+                right = torch.cat(self._parts(self.representation.mirror(z) if reflected else z), 2).mT
+                self._correlate(real, imaginary, right, self._phases(lags[rows] % self.order, x), table[rows])
         return table
 
+    def _correlate(self, real: Tensor, imaginary: Tensor, right: Tensor, phases: Tensor, table: Tensor) -> None:
+        """Write the inner products of some lags to `table` `[L, N, M]`, in blocks of rows."""
+        (frequencies, count, _), size = real.shape, right.shape[2]
+        rows = max(1, CROSS // (self.order * size))
+        for i in range(0, count, rows):
+            j = min(i + rows, count)
+            cross = table.new_empty(self.order, j - i, size)
+            torch.bmm(real[:, i:j], right, out=cross[:frequencies])
+            torch.bmm(imaginary[:, i:j], right[self._turning], out=cross[frequencies:])
+            torch.mm(phases, cross.flatten(1), out=table.flatten(1)[:, i * size : j * size])
+
     def self_products(self, x: Tensor) -> Tensor:
-        p = torch.fft.rfft(x.flatten(1, -2)).permute(2, 0, 1)  # [F, N, R]
         lags = torch.arange(self.order, device=x.device)
-        tables = []
-        for moved in (p, self._mirrored(p))[: 1 + self.mirror]:
-            spectrum = (p * moved.conj()).sum(2)  # [F, N]
-            tables.append(self._phases(lags, x) @ torch.cat([spectrum.real, spectrum.imag]))
+        parts, tables = self._parts(x), []
+        for moved in (x, self.representation.mirror(x)) if self.mirror else (x,):
+            others = self._parts(moved)
+            real = torch.stack([(p * q).sum(2) for p, q in zip(parts, others, strict=True)]).sum(0)
+            imaginary = (parts[-1] * others[0] - parts[0] * others[-1]).sum(2)[self._turning]
+            tables.append(self._phases(lags, x) @ torch.cat([real, imaginary]))
         return torch.cat(tables)
 
 

@@ -192,6 +192,20 @@ def test_distances_that_are_not_kept_are_the_same(patch, images, monkeypatch):
     assert gradcheck(anew.gram, arguments, eps=1e-6, atol=1e-7, rtol=1e-5)
 
 
+@pytest.mark.parametrize("block", [1, kernels.BLOCK])
+@pytest.mark.parametrize("name", ORBITS)
+def test_distances_of_views_that_are_not_kept_are_the_same(name, block, images, monkeypatch):
+    kept, extents = OrbitKernel(ORBITS[name][0], images), extents_of(name)
+    monkeypatch.setattr(OrbitKernel, "KEPT", 0)
+    monkeypatch.setattr(kernels, "BLOCK", block)
+    anew = OrbitKernel(ORBITS[name][0], images)
+    assert anew.distances is None
+    torch.testing.assert_close(anew.gram(LENGTH, *extents), kept.gram(LENGTH, *extents), rtol=1e-9, atol=1e-10)
+    arguments = [LENGTH.clone().requires_grad_(), *(e.requires_grad_() for e in extents)]
+    found, expected = (torch.autograd.grad(k.gram(*arguments).tril().sum(), arguments) for k in (anew, kept))
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+
+
 def test_directions_in_which_images_hardly_differ_are_dropped(monkeypatch):
     images = torch.rand(40, 1, 9, 9).cumsum(-1).cumsum(-2)  # smooth
     every = PatchKernel(Pixels(1), 3, images, features=30)
