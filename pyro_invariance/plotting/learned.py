@@ -184,8 +184,8 @@ def shares(selection: Selection, axes: Axes | None = None) -> Axes:
             axes.vlines(end, low, high, color=colour)
             axes.plot(end, mean, marker="o", color=colour)
     axes.set_ylim(0, 1)
-    axes.set_xlabel("step of the climb to the mode, on a few items and then on all; right: the posterior")
+    axes.set_xlabel("step of the climb to the mode; right: the posterior")
     axes.set_ylabel("share of the prior variance")
-    axes.legend()
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.set_title(f"{selection.data.name}: what is the function made of?")
     return axes
