@@ -144,9 +144,13 @@ class AveragedKernel:
         """Represented images in blocks that are evaluated at once."""
         return x.split(max(1, BLOCK // (len(self.orbit.weights()) * len(self.centres))))
 
+    def similar(self, x: Images, lengthscale: Tensor, *extents: Tensor) -> Tensor:
+        """Similarity `[N, M]` of represented images to the centres, averaged over their views."""
+        return _Similarity.apply(self, x, lengthscale, *extents)[0]
+
     def features(self, x: Images, lengthscale: Tensor, *extents: Tensor) -> Tensor:
         """Whitened features `[N, M]` of represented images, differentiable in the scalars."""
-        similar = _Similarity.apply(self, x, lengthscale, *extents)[0]
+        similar = self.similar(x, lengthscale, *extents)
         between = self.squared_distances(self.centres[None])[0]
         base = torch.exp(-0.5 * between / lengthscale.square()) + JITTER * torch.eye(len(between)).to(between)
         return torch.linalg.solve_triangular(torch.linalg.cholesky(base), similar.T, upper=False).T

@@ -23,7 +23,7 @@ from pyro_invariance.evidence.importance import lower_bound
 from pyro_invariance.guides import SkewNormal
 from pyro_invariance.numerics import float64
 from pyro_invariance.sparse import ExpectedCategorical, Inducing, SparseProcess
-from pyro_invariance.sparse_fitting import SparseFit, fit_sparse
+from pyro_invariance.sparse_fitting import SparseFit, fit_sparse, inducing_kernel
 from pyro_invariance.typing import BadInput
 from pyro_invariance.zoo import Extent, Hypothesis
 
@@ -74,7 +74,7 @@ def fit_classes(hypothesis: Hypothesis, data: Dataset, size: int, seed: int = 0,
     chosen = data.subset(size, seed)
     outputs = data.codes.shape[1]
     values = Inducing.prior(len(chosen.y), outputs, shared=False)
-    process = SparseProcess(hypothesis.prepare(chosen)[0], data.x, data.y, values, min(BATCH, len(data.y)))
+    process = SparseProcess(inducing_kernel(hypothesis, chosen), data.x, data.y, values, min(BATCH, len(data.y)))
     statement = partial(model, process, data.codes, dict(hypothesis.extents))
     log_joint = LogJoint(partial(model, _few(process), data.codes, dict(hypothesis.extents)), ())
     with poutine.seed(rng_seed=seed):

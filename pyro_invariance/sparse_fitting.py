@@ -15,12 +15,15 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
 from pyro_invariance import priors
+from pyro_invariance.averaged import AveragedKernel
 from pyro_invariance.collapsed import FLAT, Collapsed, collapsed
 from pyro_invariance.datasets import Dataset
 from pyro_invariance.evidence.base import Evidence, LogJoint
 from pyro_invariance.evidence.importance import lower_bound
+from pyro_invariance.interdomain import InterDomainKernel
 from pyro_invariance.modes import climbed
 from pyro_invariance.numerics import float64
+from pyro_invariance.orbit_process import Kernel
 from pyro_invariance.processes import code_log_density, mixed
 from pyro_invariance.sparse import Inducing, SparseProcess
 from pyro_invariance.typing import BadInput
@@ -97,7 +100,7 @@ def fit_sparse(hypothesis: Hypothesis, data: Dataset, size: int, seed: int = 0) 
     z, width = max(climbed(hypothesis, few, log_joint, seed), key=lambda m: m.value).z, WIDE
     chosen = data.subset(size, seed)
     unknown = Inducing.prior(len(chosen.y), data.targets.shape[1])
-    process = SparseProcess(hypothesis.prepare(chosen)[0], data.x, data.targets, unknown, len(data.y))
+    process = SparseProcess(inducing_kernel(hypothesis, chosen), data.x, data.targets, unknown, len(data.y))
     names = ("lengthscale", *hypothesis.extents)
     if len(data.y) > 2 * SOME:
         some = data.subset(SOME, seed)
@@ -121,6 +124,14 @@ def fit_sparse(hypothesis: Hypothesis, data: Dataset, size: int, seed: int = 0) 
         test_log_density=code_log_density(mean, variance, codes),
         cpu_seconds=time.process_time() - begin,
     )
+
+
+def inducing_kernel(hypothesis: Hypothesis, chosen: Dataset) -> Kernel:
+    """Kernel of the inducing values: of the function itself, or of its base function where views are sampled."""
+    kernel = hypothesis.prepare(chosen)[0]
+    if isinstance(kernel, AveragedKernel):
+        return InterDomainKernel(kernel.orbit, kernel.pixels, chosen.x, unit=kernel.unit)
+    return kernel
 
 
 @dataclass(frozen=True)
@@ -165,13 +176,13 @@ class _Search:
         Slope and curvature are those of a parabola in unconstrained space, the first one `width` to either side.
         """
         rows = [self.log_joint.slices[name].start for name in self.shape]
-        for width in (width, *[APART] * (ROUNDS - 1)):
-            moves = width * torch.eye(len(z))[rows]
+        for apart in (width, *[APART] * (ROUNDS - 1)):
+            moves = apart * torch.eye(len(z))[rows]
             here, *around = self._at([z, *(z + moves), *(z - moves)])
             up, down = (torch.tensor([a[-1] for a in side]) for side in (around[: len(rows)], around[len(rows) :]))
-            slope, curvature = (up - down) / (2 * width), (2 * here[-1] - up - down) / width**2
-            step = torch.where(curvature > FLAT, slope / curvature, 3 * width * slope.sign()).clamp(
-                -3 * width, 3 * width
+            slope, curvature = (up - down) / (2 * apart), (2 * here[-1] - up - down) / apart**2
+            step = torch.where(curvature > FLAT, slope / curvature, 3 * apart * slope.sign()).clamp(
+                -3 * apart, 3 * apart
             )
             z = self._with(z, here[1])
             z[rows] += step

@@ -24,6 +24,7 @@ LAYERS = (
     ("quadrature",),
     ("kernels",),
     ("averaged",),
+    ("interdomain",),
     ("processes",),
     ("sparse",),
     ("collapsed",),
