@@ -53,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--out", help="run folder; runs/DATA-... by default")
     run.add_argument("--jobs", type=int, help="hypotheses fitted at the same time")
     run.add_argument("--check", action="store_true", help="search upper sides densely, hold posteriors against NUTS")
+    run.add_argument("--no-carry", action="store_true", help="of more than 2,000 items, leave the others alone")
 
     new = command("predict", _predict, "predict new data with the best hypothesis of a saved run")
     new.add_argument("run", help="folder of a finished run")
@@ -118,7 +119,8 @@ def _select(chosen: argparse.Namespace) -> int:
     data = zoo.load_data(chosen.data, chosen.seed)
     names = None if chosen.hypotheses is None else [n for n in chosen.hypotheses.split(",") if n]
     out = Path(chosen.out or f"runs/{data.name}-{chosen.model}-seed{chosen.seed}-{data.sha256[:8]}")
-    result = select(data, chosen.model, names, seed=chosen.seed, out=out, jobs=chosen.jobs, check=chosen.check)
+    how = {"seed": chosen.seed, "jobs": chosen.jobs, "check": chosen.check, "carry": not chosen.no_carry}
+    result = select(data, chosen.model, names, out=out, **how)
     print(describe(result))
     page = report(result, out, read_json(out / "selection.json")["command"])
     drawn = ", ".join(f"{draw.__name__}.png" for draw in plotting.pictures(result))

@@ -3,12 +3,12 @@
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from pyro_invariance import datasets, zoo
-from pyro_invariance.carrying import carry
+from pyro_invariance import carrying, datasets, zoo
 from pyro_invariance.datasets import Dataset
 from pyro_invariance.results import Selection
 from pyro_invariance.runs import RunFolder, identity, write_json, write_tensors
@@ -31,6 +31,7 @@ def select(
     out: str | Path | None = None,
     jobs: int | None = None,
     check: bool = False,
+    carry: bool = True,
 ) -> Selection:
     """Learn which symmetry labelled data support, how far it reaches and how sure one may be.
 
@@ -52,6 +53,8 @@ def select(
         Hypotheses fitted at the same time, one thread each; as many as cores and memory allow by default.
     check : bool
         Search densely for upper sides, without which nothing is certified, and hold posteriors against NUTS.
+    carry : bool
+        Whether the best hypothesis is fitted to all data, where the evidence is of a subset; the run is stored before.
 
     Returns
     -------
@@ -95,14 +98,18 @@ def select(
     elif folder is not None:
         checked = Scrutiny.read(folder.path)
     fits = tuple(sorted(done, key=lambda f: -f.evidence.value))
-    carried = None
-    if len(full.y) > len(subset.y):
-        carried = carry(list(chosen), done, full, seed, None if folder is None else folder.path)
-    selection = Selection(subset, tuple(chosen), fits, failed, entry, seed, checked, carried)
+    selection = Selection(subset, tuple(chosen), fits, failed, entry, seed, checked)
     if folder is not None:
-        write_json(
-            folder.path / "selection.json",
-            {"command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]), **selection.to_json()},
-        )
+        _write(selection, folder.path)
         selection.inference_data().to_netcdf(str(folder.path / "posterior.nc"))
+    if carry and len(full.y) > len(subset.y):
+        carried = carrying.carry(list(chosen), done, full, seed, None if folder is None else folder.path)
+        selection = replace(selection, carried=carried)
+        if folder is not None:
+            _write(selection, folder.path)
     return selection
+
+
+def _write(selection: Selection, folder: Path) -> None:
+    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    write_json(folder / "selection.json", {"command": command, **selection.to_json()})
