@@ -6,6 +6,7 @@ from pathlib import Path
 from pyro import poutine
 
 from pyro_invariance.datasets import Dataset
+from pyro_invariance.devices import moved
 from pyro_invariance.evidence.base import Evidence
 from pyro_invariance.fitting import Fit
 from pyro_invariance.runs import read_json, read_tensors, write_json, write_tensors
@@ -42,7 +43,7 @@ def carry(
     if folder is not None and (stored := read(folder)) is not None and stored.label == first.label:
         return stored
     with poutine.seed(rng_seed=seed):
-        carried = fit_sparse(sparse[first.label], full, INDUCING, seed)
+        carried = moved(fit_sparse(sparse[first.label], full, INDUCING, seed), "cpu")
     if folder is not None:
         plain = asdict(carried)
         write_tensors(folder / "carried.pt", {name: plain.pop(name) for name in TENSORS})

@@ -16,6 +16,7 @@ import torch
 
 from pyro_invariance import datasets, downloads, plotting, results, zoo
 from pyro_invariance.calibration import Calibration
+from pyro_invariance.devices import checked_device
 from pyro_invariance.examination import examine, table
 from pyro_invariance.export import FORMATS, export
 from pyro_invariance.profiles import profile
@@ -39,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
     data_help = "a name (see data list) or an .npz with x_train, y_train and optionally x_test, y_test, kind"
+    device_help = "where the data are while fitting: cpu, cuda or cuda:N"
 
     def command(name: str, function: Any, text: str, among: Any = commands) -> argparse.ArgumentParser:
         sub = among.add_parser(name, help=text, description=text)
@@ -52,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--out", help="run folder; runs/DATA-... by default")
     run.add_argument("--jobs", type=int, help="hypotheses fitted at the same time")
+    run.add_argument("--device", default="cpu", help=device_help)
     run.add_argument("--check", action="store_true", help="search upper sides densely, hold posteriors against NUTS")
     run.add_argument("--no-carry", action="store_true", help="of more than 2,000 items, leave the others alone")
 
@@ -74,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     walk.add_argument("--model", default="orbit_gp", help="zoo entry")
     walk.add_argument("--hypothesis", default="rotation")
     walk.add_argument("--seed", type=int, default=0)
+    walk.add_argument("--device", default="cpu", help=device_help)
     walk.add_argument("--images", type=int, default=500, help="evidence images, a class-balanced subset")
     walk.add_argument("--out", default="profile.png", help="picture to write")
 
@@ -116,10 +120,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _select(chosen: argparse.Namespace) -> int:
     checked_seed(chosen.seed)
+    checked_device(chosen.device)
     data = zoo.load_data(chosen.data, chosen.seed)
     names = None if chosen.hypotheses is None else [n for n in chosen.hypotheses.split(",") if n]
     out = Path(chosen.out or f"runs/{data.name}-{chosen.model}-seed{chosen.seed}-{data.sha256[:8]}")
-    how = {"seed": chosen.seed, "jobs": chosen.jobs, "check": chosen.check, "carry": not chosen.no_carry}
+    how = {name: getattr(chosen, name) for name in ("seed", "jobs", "check", "device")}
+    how["carry"] = not chosen.no_carry
     result = select(data, chosen.model, names, out=out, **how)
     print(describe(result))
     page = report(result, out, read_json(out / "selection.json")["command"])
@@ -208,7 +214,8 @@ def _profile(chosen: argparse.Namespace) -> int:
     if chosen.images < 2:
         raise BadInput(f"images: got {chosen.images}; 2 or more")
     checked_seed(chosen.seed)
-    data = zoo.load_data(chosen.data, chosen.seed).subset(chosen.images, chosen.seed)
+    device = checked_device(chosen.device)
+    data = zoo.load_data(chosen.data, chosen.seed).subset(chosen.images, chosen.seed).to(device)
     candidates = [h for h in zoo.choose(data, chosen.model, [chosen.hypothesis]) if h.extents]
     if not candidates:
         raise BadInput(f"hypothesis: {chosen.hypothesis!r} has no learned range to profile")

@@ -62,9 +62,9 @@ class Collapsed:
 
     @cached_property
     def _spectrum(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues `[M]` of S, and the squared length of P along each of its eigenvectors."""
+        """Eigenvalues `[M]` of S, and the squared length of P along each of its eigenvectors, on the CPU."""
         values, basis = torch.linalg.eigh(self.products)
-        return values.clamp_min(0), (basis.T @ self.pulls).square().sum(1)
+        return values.clamp_min(0).cpu(), (basis.T @ self.pulls).square().sum(1).cpu()
 
     def bound(self, noise: Tensor, variance: Tensor) -> Tensor:
         """Largest bound on the log evidence, nats, differentiable in both."""

@@ -13,6 +13,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from pyro_invariance import downloads
+from pyro_invariance.devices import moved
 from pyro_invariance.processes import class_codes
 from pyro_invariance.representations import ground
 from pyro_invariance.typing import BadInput
@@ -95,6 +96,10 @@ class Dataset:
             return "one output of {:+.3g} and {:+.3g}".format(*self.codes[:, 0].tolist())
         return f"{outputs} orthonormal contrasts of {classes} one-hot classes, centred, of unit variance on average"
 
+    def to(self, device: torch.device | str) -> "Dataset":
+        """Put the data on a device; everything that is made of them follows."""
+        return moved(self, device)
+
     def subset(self, size: int, seed: int) -> "Dataset":
         """A random subset of the training items, balanced over classes as far as they allow."""
         if size >= len(self.y):
@@ -102,7 +107,7 @@ class Dataset:
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(self.y), generator=generator)
         if self.classes is not None:
-            labels = self.y[order]
+            labels = self.y[order].cpu()
             rank = torch.zeros_like(labels)  # how many of the same class come before
             for c in range(self.classes):
                 rank[labels == c] = torch.arange(int((labels == c).sum()))

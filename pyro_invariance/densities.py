@@ -56,7 +56,7 @@ class SoftUniform(TorchDistribution):
         validate_args: bool | None = None,
     ) -> None:
         extent = torch.as_tensor(extent, dtype=None if torch.is_tensor(extent) else torch.get_default_dtype())
-        left = extent if left is None else torch.as_tensor(left, dtype=extent.dtype)
+        left = extent if left is None else torch.as_tensor(left).to(extent)
         self.extent, self.left = torch.broadcast_tensors(extent, left)
         self.period, self.edge = period, edge
         width = self.extent + self.left
@@ -177,7 +177,7 @@ class Haar(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         shape = torch.broadcast_shapes(value.shape, self.batch_shape)
-        return torch.full(shape, -math.log(2 * math.pi), dtype=value.dtype)
+        return value.new_full(shape, -math.log(2 * math.pi))
 
     def nodes(self, count: int) -> tuple[Tensor, Tensor]:
         """Equispaced nodes `[count]` and equal log weights."""
@@ -209,4 +209,5 @@ class FiniteWeights(Categorical):
 
     def nodes(self, count: int | None = None) -> tuple[Tensor, Tensor]:
         """All elements `[order]` and their log weights `[order, *batch]`."""
-        return torch.arange(self.logits.shape[-1]), self.logits.log_softmax(-1).movedim(-1, 0)
+        elements = torch.arange(self.logits.shape[-1], device=self.logits.device)
+        return elements, self.logits.log_softmax(-1).movedim(-1, 0)

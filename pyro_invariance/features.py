@@ -120,11 +120,11 @@ class PolarPatches(Polar):
         self.pixels, self.blur = pixels, blur
         angles = max(32, 2 * order)
         side = pixels(images[:1]).shape[-1]
-        radius = (torch.arange(rings) + 0.5) / rings * reach
-        angle = torch.arange(angles) * (2 * math.pi / angles)
+        radius = (torch.arange(rings).to(images) + 0.5) / rings * reach
+        angle = torch.arange(angles).to(images) * (2 * math.pi / angles)
         outward = torch.stack([angle.cos(), -angle.sin()], -1)[:, None, None]  # (x, y), y down
         across = torch.stack([-angle.sin(), -angle.cos()], -1)[:, None, None]
-        offset = (torch.arange(size) - (size - 1) / 2) * self.STEP * 2 / side
+        offset = (torch.arange(size).to(images) - (size - 1) / 2) * self.STEP * 2 / side
         patch = offset[:, None, None] * outward + offset[:, None] * across  # [A, size, size, 2]
         self.places = (radius[:, None, None, None, None] * outward + patch).flatten(2, 3)  # [R, A, size^2, 2]
         self.area = (radius / radius.mean()).sqrt()
@@ -139,7 +139,7 @@ class PolarPatches(Polar):
 
     def _patches(self, pooled: Images) -> Tensor:
         """Patches `[N, R, A, C * size^2]`."""
-        grid = self.places.flatten(0, 1).to(pooled).expand(len(pooled), -1, -1, -1)
+        grid = self.places.flatten(0, 1).expand(len(pooled), -1, -1, -1)
         cut = F.grid_sample(pooled, grid, align_corners=False).transpose(1, 2).flatten(2)
         return cut.unflatten(1, self.places.shape[:2])
 

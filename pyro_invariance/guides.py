@@ -99,7 +99,7 @@ class SkewNormal(AutoContinuous):
         self.register_buffer("mode", mode.detach().clone())
         self.register_buffer("cholesky", cholesky.detach().clone())
         self.loc = torch.nn.Parameter(torch.zeros_like(mode))
-        self.scale_tril = PyroParam(torch.eye(len(mode), dtype=mode.dtype), constraints.lower_cholesky)
+        self.scale_tril = PyroParam(torch.eye(len(mode)).to(mode), constraints.lower_cholesky)
         self.skew = torch.nn.Parameter(torch.zeros_like(mode) if skew is None else skew.detach().clone())
         self.tail = PyroParam(torch.ones_like(mode) if tail is None else tail.detach().clone(), constraints.positive)
 

@@ -26,7 +26,7 @@ BLOCK = 2**28  # bytes of the largest temporary when images are compared
 
 def double_sum(orbit: Orbit, kernel: Kernel, x: Images, z: Images) -> Tensor:
     """Kernel of the averaged function for any orbit and base kernel, `[N, M]`, at `V^2` base evaluations a pair."""
-    p, q, w = orbit.views(x), orbit.views(z), orbit.weights()
+    p, q, w = orbit.views(x), orbit.views(z), orbit.weights().to(x)
     base = kernel(p.flatten(2).flatten(0, 1), q.flatten(2).flatten(0, 1))
     return torch.einsum("nvmw,v,w->nm", base.view(len(x), len(w), len(z), len(w)), w, w)
 
@@ -160,7 +160,7 @@ class OrbitKernel:
         return 4 * orbit.count * n * (n + 1)
 
     def _squared_distances(self, x: Tensor, z: Tensor) -> Tensor:
-        return self.orbit.squared_distances(x, z, torch.arange(self.orbit.count, device=x.device))
+        return self.orbit.squared_distances(x, z, torch.arange(self.orbit.count))
 
     def gram(self, lengthscale: Tensor, *extents: Tensor) -> Tensor:
         """Gram matrix `[N, N]` of the images, differentiable in all arguments (scalars)."""
@@ -178,10 +178,11 @@ class OrbitKernel:
             rows = torch.stack([weights, *tangents])
         else:
             rows = self.orbit.lag_weights(*extents)[None]
-        return _WeightedExp.apply(differentiate, distances, rows.to(distances), lengthscale, *extents)[0]
+        scalars = (t.to(distances) for t in (lengthscale, *extents))
+        return _WeightedExp.apply(differentiate, distances, rows.to(distances), *scalars)[0]
 
     def _mean_variance(self, lengthscale: Tensor, *extents: Tensor) -> Tensor:
-        views = torch.exp(-0.5 * self.to_self / lengthscale.square()).mean(1)
+        views = torch.exp(-0.5 * self.to_self / lengthscale.to(self.x).square()).mean(1)
         return self.orbit.lag_weights(*extents).to(views) @ views
 
     @property
@@ -254,8 +255,8 @@ class PatchKernel:
         self.group_of, self.index = (order[:, None] ** 2 + order**2).flatten().unique(return_inverse=True)
         self.stretch = images.shape[-1] / side  # a location length in units of the image, on the map of patches
         self.directions = self._directions(self._maps(some))
-        widths = torch.tensor([d.shape[1] for d in self.directions], device=images.device)
-        self.group = torch.arange(len(widths), device=images.device).repeat_interleave(widths)
+        widths = torch.tensor([d.shape[1] for d in self.directions])
+        self.group = torch.arange(len(widths)).repeat_interleave(widths).to(images.device)
         self.x = self._represented(images)
         by_group = self.x.new_zeros(len(widths)).index_add_(0, self.group, 2 * self.x.var(0))
         scale = _checked_scale(float(by_group.sum()), self.x)
@@ -316,7 +317,8 @@ class PatchKernel:
 
     def mode_weights(self, location_length: Tensor | float) -> Tensor:
         """Weights `[G]` of the groups of modes; the mean distance under them is one for every location length."""
-        s = torch.exp(-(math.pi**2) / 8 * self.group_of * (self.stretch * location_length) ** 2)
+        reach = self.stretch * torch.as_tensor(location_length).to(self.x)
+        s = torch.exp(-(math.pi**2) / 8 * self.group_of * reach**2)
         return s / (s @ self.mean)
 
     def _kernel(self, new: Tensor, lengthscale: Tensor, location_length: Tensor | float) -> Tensor:
@@ -324,14 +326,14 @@ class PatchKernel:
         roots = self.mode_weights(location_length).sqrt()[self.group]
         new, old = new * roots, self.x * roots
         squared = new.square().sum(1, keepdim=True) + old.square().sum(1) - 2 * new @ old.T
-        return torch.exp(-0.5 * squared.clamp_min(0) / lengthscale.square())
+        return torch.exp(-0.5 * squared.clamp_min(0) / lengthscale.to(new).square())
 
     def gram(self, lengthscale: Tensor, location_length: Tensor | float = 0.0) -> Tensor:
         """Gram matrix `[N, N]`, differentiable in both arguments (scalars)."""
         if self.distances is None:
             return self._kernel(self.x, lengthscale, location_length)
         distance = self.mode_weights(location_length) @ self.distances
-        return _symmetric(torch.exp(-0.5 * distance / lengthscale.square()), self.places, len(self.lower))
+        return _symmetric(torch.exp(-0.5 * distance / lengthscale.to(self.x).square()), self.places, len(self.lower))
 
     @property
     def width(self) -> int:

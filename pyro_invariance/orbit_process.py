@@ -45,8 +45,8 @@ def predict(
     """Predictive mean `[D, M, O]` and variance `[D, M]` (noise included) at new images for draws of the sites."""
     kernel, targets = args
     if kernel is None:
-        mean = torch.zeros(len(draws), len(images), targets.shape[1])
-        return mean, torch.stack([(priors.NOISE_FLOOR + d["noise"]).expand(len(images)) for d in draws])
+        mean = targets.new_zeros(len(draws), len(images), targets.shape[1])
+        return mean, torch.stack([(priors.NOISE_FLOOR + d["noise"]).to(mean).expand(len(images)) for d in draws])
     points = [(d["lengthscale"], *(d[name] for name in ranges)) for d in draws]
     one = torch.ones(())  # the kernel of a sum holds the variances of its parts
     processes = [

@@ -50,7 +50,7 @@ class FiniteOrbit(Orbit):
     density: FiniteWeights | None = None
 
     def views(self, x: Images) -> Views:
-        return self.group.act(self.group.elements(), x[:, None])
+        return self.group.act(self.group.elements().to(x.device), x[:, None])
 
     def weights(self) -> Tensor:
         order = len(self.group.elements())
@@ -99,7 +99,7 @@ class QuadratureOrbit(Orbit):
     count: int = 64
 
     def views(self, x: Images) -> Views:
-        return self.group.act(self.density.nodes(self.count)[0], x[:, None])
+        return self.group.act(self.density.nodes(self.count)[0].to(x.device), x[:, None])
 
     def weights(self) -> Tensor:
         return self.density.nodes(self.count)[1].exp()
@@ -118,7 +118,7 @@ class SampledOrbit(Orbit):
 
     def views(self, x: Images) -> Views:
         draw = self.density.rsample if self.density.has_rsample else self.density.sample
-        return self.group.act(draw(torch.Size([self.count])), x[:, None])
+        return self.group.act(draw(torch.Size([self.count])).to(x.device), x[:, None])
 
     def weights(self) -> Tensor:
         return torch.full((self.count,), 1 / self.count)
@@ -216,7 +216,7 @@ class Turns(SpectralOrbit):
         return torch.fft.irfft(spectrum * spectrum.conj(), n=self.order)
 
     def views(self, x: Tensor) -> Views:
-        angles = torch.arange(self.order) * (2 * math.pi / self.order)
+        angles = torch.arange(self.order, device=x.device) * (2 * math.pi / self.order)
         turned = self.representation.rotate(x[:, None], angles)
         if not self.mirror:
             return turned
@@ -309,7 +309,7 @@ class Shifts(SpectralOrbit):
         points = torch.arange(-self.reach, self.reach + 1, dtype=torch.get_default_dtype())
         if self.density is None:
             return [torch.full_like(points, 1 / len(points))] * 2
-        return [self.density(e).log_weights(points).exp() for e in extents]
+        return [self.density(e).log_weights(points.to(e)).exp() for e in extents]
 
     def weights(self, *extents: Tensor) -> Tensor:
         rows, columns = self._axes(extents)
@@ -322,7 +322,7 @@ class Shifts(SpectralOrbit):
         return torch.outer(rows, columns).flatten()
 
     def views(self, x: Tensor) -> Views:
-        nodes = torch.arange(-self.reach, self.reach + 1)
+        nodes = torch.arange(-self.reach, self.reach + 1, device=x.device)
         return self.representation.shift(x[:, None], torch.cartesian_prod(nodes, nodes))
 
     def _overlap(self, x: Tensor, z: Tensor, lag: int) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ def class_codes(frequencies: Tensor) -> Tensor:
     """
     share = frequencies.to(torch.float64) / frequencies.sum()
     classes = len(share)
-    helmert = torch.zeros(classes - 1, classes, dtype=torch.float64)
+    helmert = torch.zeros(classes - 1, classes).to(share)
     for k in range(1, classes):
         helmert[k - 1, :k], helmert[k - 1, k] = -1.0, float(k)
     contrasts = (helmert / helmert.norm(dim=1, keepdim=True)).T
@@ -119,6 +119,8 @@ class GaussianProcess(TorchDistribution):
     support = constraints.real_vector
 
     def __init__(self, gram: Tensor | None, signal: Tensor, noise: Tensor, shape: tuple[int, ...]) -> None:
+        if gram is not None:
+            signal, noise = signal.to(gram), noise.to(gram)
         self.gram, self.signal, self.noise = gram, signal, noise
         super().__init__(torch.Size(), torch.Size(shape), validate_args=False)
 
@@ -149,7 +151,7 @@ class GaussianProcess(TorchDistribution):
             Predictive mean and variance (noise included).
         """
         if self.gram is None:
-            return torch.zeros_like(value), self.noise.expand(len(value))
+            return torch.zeros_like(value), self.noise.to(value).expand(len(value))
         precision = torch.cholesky_inverse(self._cholesky)
         variance = 1 / precision.diagonal()
         return value - variance[:, None] * (precision @ value), variance

@@ -48,7 +48,7 @@ class SobolOrbit(Orbit):
         """Views `[N, V, *event]` of `x` `[N, *event]`."""
         if x.dim() != 1 + self.group.event_dim:
             raise BadInput(f"x: got shape {list(x.shape)}; {self.group!r} takes {1 + self.group.event_dim} dimensions")
-        return self.group.move(self.nodes(*extents), x)
+        return self.group.move(self.nodes(*extents).to(x), x)
 
     def weights(self) -> Tensor:
         return torch.full((self.count,), 1 / self.count)

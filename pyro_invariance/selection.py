@@ -10,6 +10,7 @@ import torch
 
 from pyro_invariance import carrying, datasets, zoo
 from pyro_invariance.datasets import Dataset
+from pyro_invariance.devices import checked_device
 from pyro_invariance.results import Selection
 from pyro_invariance.runs import RunFolder, identity, write_json, write_tensors
 from pyro_invariance.scrutiny import Scrutiny, scrutinise
@@ -32,6 +33,7 @@ def select(
     jobs: int | None = None,
     check: bool = False,
     carry: bool = True,
+    device: str = "cpu",
 ) -> Selection:
     """Learn which symmetry labelled data support, how far it reaches and how sure one may be.
 
@@ -55,6 +57,9 @@ def select(
         Search densely for upper sides, without which nothing is certified, and hold posteriors against NUTS.
     carry : bool
         Whether the best hypothesis is fitted to all data, where the evidence is of a subset; the run is stored before.
+    device : str
+        Where the data are while hypotheses are fitted, `cpu`, `cuda` or `cuda:N`; one hypothesis at a time on a GPU,
+        unless `jobs` says otherwise.  What is returned and stored is on the CPU.
 
     Returns
     -------
@@ -68,6 +73,8 @@ def select(
     checked_seed(seed)
     if jobs is not None and jobs < 1:
         raise BadInput(f"jobs: got {jobs}; 1 or more")
+    place = checked_device(device)
+    jobs = 1 if jobs is None and place.type != "cpu" else jobs
     if not isinstance(data, Dataset | str | Path):
         raise BadInput(f"data: got {type(data).__name__}; a name, a path or what from_arrays(...) returns")
     full = data if isinstance(data, Dataset) else zoo.load_data(data, seed)
@@ -89,12 +96,12 @@ def select(
         folder.open()
         write_tensors(folder.path / "data.pt", {"x": subset.x, "y": subset.y, "y_test": subset.y_test})
         write_json(folder.path / "data.json", {k: v for k, v in vars(subset).items() if not torch.is_tensor(v)})
-    done, failed = sweep(list(chosen), subset, seed, folder, jobs)
+    done, failed = sweep(list(chosen), subset.to(place), seed, folder, jobs)
     if not done:
         raise NothingFitted("every hypothesis failed: " + "; ".join(f"{k}: {v}" for k, v in failed.items()))
     checked = None
     if check:
-        done, checked = scrutinise(list(chosen), done, subset, seed, folder, jobs)
+        done, checked = scrutinise(list(chosen), done, subset.to(place), seed, folder, jobs)
     elif folder is not None:
         checked = Scrutiny.read(folder.path)
     fits = tuple(sorted(done, key=lambda f: -f.evidence.value))
@@ -103,7 +110,7 @@ def select(
         _write(selection, folder.path)
         selection.inference_data().to_netcdf(str(folder.path / "posterior.nc"))
     if carry and len(full.y) > len(subset.y):
-        carried = carrying.carry(list(chosen), done, full, seed, None if folder is None else folder.path)
+        carried = carrying.carry(list(chosen), done, full.to(place), seed, None if folder is None else folder.path)
         selection = replace(selection, carried=carried)
         if folder is not None:
             _write(selection, folder.path)

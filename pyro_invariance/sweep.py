@@ -13,6 +13,7 @@ from pyro import poutine
 from tqdm import tqdm
 
 from pyro_invariance.datasets import Dataset
+from pyro_invariance.devices import moved
 from pyro_invariance.fitting import Fit, fit
 from pyro_invariance.runs import RunFolder
 from pyro_invariance.zoo import Hypothesis
@@ -86,7 +87,7 @@ def _attempt(hypothesis: Hypothesis, data: Dataset, seed: int, folder: RunFolder
     """Fit one hypothesis; a failure is an answer, so that the others stand."""
     try:
         with poutine.seed(rng_seed=seed):  # the caller's random numbers go on as if nothing had been drawn
-            result = fit(hypothesis, data, seed)
+            result = moved(fit(hypothesis, data, seed), "cpu")
         if folder is not None:
             folder.save(result)
     except Exception as error:

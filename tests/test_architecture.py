@@ -14,6 +14,7 @@ PACKAGE = "pyro_invariance"
 
 LAYERS = (
     ("numerics", "typing"),
+    ("devices",),
     ("representations",),
     ("features",),
     ("groups",),

@@ -277,7 +277,7 @@ class LogJoint:
                 likelihood = likelihood + site["log_prob_sum"]
         for part in parts:
             prior, likelihood = prior + part.log_prior, likelihood + part.log_likelihood
-        return prior, likelihood, trace, parts
+        return prior.to(z), likelihood.to(z), trace, parts
 
 
 def require_no_parameters(found: Iterable[str]) -> None:
