@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from pyro_invariance import plotting, zoo
+from pyro_invariance.diagnostics import UNITS
 from pyro_invariance.fitting import Fit
 from pyro_invariance.plotting.base import VERDICTS
 from pyro_invariance.reference import Agreement
@@ -82,20 +83,27 @@ def _sentence(words: str, reach: str, v: Verdict) -> str:
 
 
 def _reach(selection: Selection, symmetry: str) -> str:
-    """How far a range goes, in words; nothing for what is no range in space."""
+    """How far each range goes that is kept, in words, and which are not; nothing where none is kept."""
     f = next((f for f in selection.fits if f.label == symmetry), None)
-    words = []
-    for name, r in f.extents.items() if f and f.kind == "augmentation" else ():
+    ranges = f.extents if f and f.kind == "augmentation" else {}
+    words: list[str] = []
+    others: dict[str, list[str]] = {}
+    for name, r in ranges.items():
         if r.zero or r.undetermined:
-            return ""  # another hypothesis of the base has it
-        units = {"rad": (180 / np.pi, "degrees"), "grid": (selection.data.x.shape[-1] / 2, f"{name} of pixels")}
-        scale, unit = units.get(r.unit, (1.0, f"{name}, on a log scale"))
-        digits = 0 if r.mean * scale >= 10 else 1
+            others.setdefault("undetermined" if r.undetermined else "shut off", []).append(name)
+            continue
+        scale, unit = 1.0, f"of {name} ({UNITS[r.unit]})"
+        if r.unit == "rad":
+            scale, unit = 180 / np.pi, "degrees" if len(ranges) == 1 else f"degrees of {name}"
+        elif name in ("rows", "columns"):
+            scale, unit = selection.data.x.shape[-1] / 2, f"{name} of pixels"
+        digits = 0 if r.mean * scale >= 10 else 1 if scale > 1 else 2
         if r.saturated:
             words.append(f"at least {r.lower * scale:.{digits}f} {unit}")
         else:
             words.append(f"up to {r.mean * scale:.{digits}f} ± {max(r.sd * scale, 0.1**digits):.{digits}f} {unit}")
-    return f" of {' and '.join(words)} either way" if words else ""
+    aside = "; ".join(f"{what}: {', '.join(names)}" for what, names in others.items())
+    return f" of {' and '.join(words)} either way{f' ({aside})' if aside else ''}" if words else ""
 
 
 def cautions(selection: Selection) -> list[str]:

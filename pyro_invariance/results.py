@@ -277,8 +277,8 @@ def _plain_range(r: Any) -> dict[str, Any]:
 
 
 def describe_extents(f: Fit) -> str:
-    """Learned ranges in words: degrees for turns, image grid units for the rest."""
-    words = []
+    """Learned ranges in words, those shut off last: degrees for turns, the unit of the extent for the rest."""
+    words, shut = [], []
     for name, r in f.extents.items():
         value, sd, unit = (np.degrees(r.mean), np.degrees(r.sd), " deg") if r.unit == "rad" else (r.mean, r.sd, "")
         digits = 0 if r.unit == "rad" else 2
@@ -287,9 +287,12 @@ def describe_extents(f: Fit) -> str:
             words.append(f"{name} undetermined")
         elif r.saturated:
             words.append(f"{name} at least {at_least:.{digits}f}{unit}")
+        elif r.zero:
+            shut.append(name)
         else:
-            words.append("none" if r.zero else f"{name} {value:.{digits}f} +- {sd:.{max(digits, 1)}f}{unit}")
-    return ", ".join(words)
+            words.append(f"{name} {value:.{digits}f} +- {sd:.{max(digits, 1)}f}{unit}")
+    closed = [f"shut off: {', '.join(shut)}"] if shut else []
+    return "; ".join([", ".join(words), *closed] if words else closed)
 
 
 def load(run: str | Path) -> Selection:

@@ -46,7 +46,8 @@ def select(
     model : str
         Zoo entry.
     hypotheses : sequence, optional
-        Names from the entry (all by default), or `Hypothesis` objects of your own.
+        Names from the entry, or `Hypothesis` objects of your own.  Without them, those that run by default: what takes
+        long, as `composition` of `orbit_gp` does, is asked for by name.
     seed : int
         Of everything random.
     out : str or Path, optional

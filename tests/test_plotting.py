@@ -69,7 +69,20 @@ def test_plots_show_the_numbers(run):
     plt.close("all")
 
 
-@pytest.mark.parametrize("unit", ["rad", "grid"])
+UNITS = {"rad": "180 deg", "grid": "3.14; image grid", "log": "3.14; log scale", "level": "3.14; black 0, white 1"}
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_ranges_are_drawn_in_their_unit(unit, run):
+    hypotheses = [replace(h, extents={k: replace(e, unit=unit) for k, e in h.extents.items()}) for h in run.hypotheses]
+    told = replace(run, hypotheses=tuple(hypotheses))
+    for draw in (plotting.extents, plotting.profiles):
+        (label,) = (t.get_text() for t in draw(told).get_legend().get_texts())
+        assert label.startswith(f"rotation (1 = {UNITS[unit]}")
+    plt.close("all")
+
+
+@pytest.mark.parametrize("unit", UNITS)
 def test_profile_is_drawn(unit, tmp_path):
     result = Profile("rotation", unit, math.pi, [1.0, 2.0, 3.0], [-5.0, -1.0, -3.0], 40)
     axes = plotting.profile(result)
@@ -78,6 +91,7 @@ def test_profile_is_drawn(unit, tmp_path):
     assert list(x) == pytest.approx([scale, 2 * scale, 3 * scale])
     assert list(y) == result.log_density
     assert f"{2 * scale:.3g}" in axes.get_legend().get_texts()[0].get_text()
+    assert ("degrees" if unit == "rad" else UNITS[unit].partition("; ")[2]) in axes.get_xlabel()
     assert ("degrees" in axes.get_xlabel()) == (unit == "rad")
     assert "on 40 items" in axes.get_title()
     axes.figure.savefig(tmp_path / "profile.png")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pyro_invariance import plotting
-from pyro_invariance.fitting import Fit
+from pyro_invariance.fitting import Fit, Range
 from pyro_invariance.report import cautions, report, sentences
 from pyro_invariance.results import Selection
 from pyro_invariance.verdict import Verdict
@@ -167,6 +167,30 @@ def test_ranges_that_say_nothing_are_not_quoted(run):
         said = replace(f, extents={"rotation": replace(f.extents["rotation"], **change)})
         ((_, sentence),) = sentences(_with(told, said))
         assert sentence == "The label survives turns: 40 nats for it."
+
+
+@pytest.mark.parametrize(
+    ("unit", "expected"),
+    [
+        ("rad", "up to 29 ± 1 degrees of hue"),
+        ("grid", "up to 0.50 ± 0.02 of hue (image grid, side 2)"),
+        ("log", "up to 0.50 ± 0.02 of hue (log scale)"),
+        ("level", "up to 0.50 ± 0.02 of hue (black 0, white 1)"),
+    ],
+)
+def test_kept_ranges_are_quoted_in_their_unit_beside_those_that_are_not(unit, expected, run):
+    f = next(f for f in run.fits if f.label == "rotation")
+    kept = Range(0.5, 0.02, 0.46, 0.54, unit, saturated=False, zero=False)
+    grid = replace(kept, unit="grid")
+    ranges = {"rows": replace(grid, zero=True), "hue": kept, "columns": grid, "shear": replace(grid, zero=True)}
+    ranges["aspect"] = replace(grid, lower=0.1, upper=0.7, saturated=True)
+    told = replace(run)
+    told.__dict__["verdicts"] = {"rotation": verdict("supported", 40.0)}
+    ((_, sentence),) = sentences(_with(told, replace(f, extents=ranges)))
+    assert sentence == (
+        f"The label survives turns of {expected} and up to 2.0 ± 0.1 columns of pixels either way "
+        "(shut off: rows, shear; undetermined: aspect): 40 nats for it."
+    )
 
 
 def _with(run: Selection, fit: Fit) -> Selection:

@@ -12,7 +12,8 @@ import torch
 from matplotlib.axes import Axes
 from scipy import stats
 
-from pyro_invariance.results import load
+from pyro_invariance.fitting import Range
+from pyro_invariance.results import describe_extents, load
 from pyro_invariance.runs import read_json, write_json
 from pyro_invariance.typing import BadInput
 
@@ -147,6 +148,21 @@ def test_predictions_are_float64_whatever_the_default_is(run):
     expected = run.predict(run.data.x_test, "rotation")
     torch.set_default_dtype(torch.float32)
     assert torch.equal(run.predict(run.data.x_test, "rotation"), expected)
+
+
+def test_extents_in_words_say_which_are_shut_off(run):
+    kept = Range(0.5, 0.01, 0.48, 0.52, "grid", saturated=False, zero=False)
+    shut = replace(kept, mean=0.02, zero=True)
+    turned = Range(3.0, 0.05, 2.9, 3.1, "rad", saturated=True, zero=False)
+
+    def words(**extents: Range) -> str:
+        return describe_extents(replace(run.best, extents=extents))
+
+    assert words(rows=kept, columns=kept) == "rows 0.50 +- 0.01, columns 0.50 +- 0.01"
+    assert words(rows=shut, rotation=turned, shear=shut) == "rotation at least 166 deg; shut off: rows, shear"
+    assert words(rotation=replace(turned, lower=0.1), rows=shut) == "rotation undetermined; shut off: rows"
+    assert words(rows=shut) == "shut off: rows"
+    assert words() == ""
 
 
 def test_load_says_what_is_wrong(copy, tmp_path):

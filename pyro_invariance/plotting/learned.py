@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from pyro_invariance.diagnostics import UNITS
 from pyro_invariance.evidence.comparison import FLOOR
 from pyro_invariance.modes import SCOUT
 from pyro_invariance.plotting.base import VERDICTS, new_axes, of_base
@@ -19,7 +20,7 @@ def _end(extent: Extent) -> str:
     """The upper end of a range in words."""
     if extent.unit == "rad":
         return f"{np.degrees(extent.upper):.0f} deg"
-    return f"{extent.upper:.2f} {'grid units' if extent.unit == 'grid' else 'on a log scale'}"
+    return f"{extent.upper:.2f}; {UNITS[extent.unit]}"
 
 
 def evidence(selection: Selection, axes: Axes | None = None) -> Axes:
@@ -142,7 +143,7 @@ def profile(result: Profile, axes: Axes | None = None) -> Axes:
     axes.plot(x, result.log_density, marker="o")
     top = int(np.argmax(result.log_density))
     axes.axvline(x[top], color="C3", ls=":", label=f"largest at {x[top]:.3g}")
-    unit = "degrees" if result.unit == "rad" else "image grid, side 2"
+    unit = "degrees" if result.unit == "rad" else UNITS[result.unit]
     axes.set_xlabel(f"{result.label}: half-width of the range ({unit})")
     axes.set_ylabel("log joint density, the rest optimised (nats)")
     axes.legend()
