@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -161,13 +162,26 @@ class SpectralOrbit(ABC):
 
     def squared_distances(self, x: Tensor, z: Tensor, lags: Tensor) -> Tensor:
         r""":math:`|x_i - T_s z_j|^2`, `[len(lags), N, M]`, >= 0."""
-        table = self.inner_products(x, -2 * z, lags)
+        table = self.inner_products(-2 * x, z, lags)
         table += x.flatten(1).square().sum(1)[:, None] + z.flatten(1).square().sum(1)
         return table.clamp_min_(0)
 
     def self_distances(self, x: Tensor) -> Tensor:
         """Distances of each image to its own views, `[L, N]`."""
         return (2 * (x.flatten(1).square().sum(1) - self.self_products(x))).clamp_min_(0)
+
+
+def _parts(x: Tensor, order: int) -> list[Tensor]:
+    """Real and imaginary parts `[F, N, R]` over the turns that there are; angles between them count as rings."""
+    folded = x.flatten(1, -2).unflatten(-1, (order, -1)).mT.flatten(1, 2)
+    spectrum = torch.fft.rfft(folded).permute(2, 0, 1)
+    return [spectrum.real, spectrum.imag][: 1 + (order > 2)]  # of one turn or two there is nothing imaginary
+
+
+@lru_cache(maxsize=2)  # block after block of images is compared with the same ones
+def _right(polar: Polar, z: Tensor, order: int, reflected: bool) -> Tensor:
+    """Right sides `[F, 2 R, M]` of the products with images, or with their mirror images."""
+    return torch.cat(_parts(polar.mirror(z) if reflected else z, order), 2).mT
 
 
 class Turns(SpectralOrbit):
@@ -222,12 +236,6 @@ class Turns(SpectralOrbit):
             return turned
         return torch.cat([turned, self.representation.rotate(self.representation.mirror(x)[:, None], angles)], 1)
 
-    def _parts(self, x: Tensor) -> list[Tensor]:
-        """Real and imaginary parts `[F, N, R]` over the turns that there are; angles between them count as rings."""
-        folded = x.flatten(1, -2).unflatten(-1, (self.order, -1)).mT.flatten(1, 2)
-        spectrum = torch.fft.rfft(folded).permute(2, 0, 1)
-        return [spectrum.real, spectrum.imag][: 1 + (self.order > 2)]  # of one turn or two there is nothing imaginary
-
     def _phases(self, lags: Tensor, x: Tensor) -> Tensor:
         # <x, T_s z> = (1/Q) sum_f c_f Re(x_f conj(z_f) e^{i f s}), c_f = 2 where there is an imaginary part, else 1
         f = torch.arange(self.order // 2 + 1, dtype=x.dtype, device=x.device)
@@ -244,13 +252,13 @@ class Turns(SpectralOrbit):
 
     def inner_products(self, x: Tensor, z: Tensor, lags: Tensor) -> Tensor:
         table = torch.empty(len(lags), len(x), len(z), dtype=x.dtype, device=x.device)
-        parts = self._parts(x)
+        parts = _parts(x, self.order)
         real = torch.cat(parts, 2)
         imaginary = torch.cat([parts[-1], -parts[0]][: len(parts)], 2)[self._turning]
         plain = int((lags < self.order).sum())
         for rows, reflected in ((slice(plain), False), (slice(plain, None), True)):
             if len(lags[rows]):
-                right = torch.cat(self._parts(self.representation.mirror(z) if reflected else z), 2).mT
+                right = _right(self.representation, z, self.order, reflected)
                 self._correlate(real, imaginary, right, self._phases(lags[rows] % self.order, x), table[rows])
         return table
 
@@ -267,9 +275,9 @@ class Turns(SpectralOrbit):
 
     def self_products(self, x: Tensor) -> Tensor:
         lags = torch.arange(self.order, device=x.device)
-        parts, tables = self._parts(x), []
+        parts, tables = _parts(x, self.order), []
         for moved in (x, self.representation.mirror(x)) if self.mirror else (x,):
-            others = self._parts(moved)
+            others = _parts(moved, self.order)
             real = torch.stack([(p * q).sum(2) for p, q in zip(parts, others, strict=True)]).sum(0)
             imaginary = (parts[-1] * others[0] - parts[0] * others[-1]).sum(2)[self._turning]
             tables.append(self._phases(lags, x) @ torch.cat([real, imaginary]))

@@ -20,9 +20,9 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 from torch.distributions import Normal
 
-from pyro_invariance.kernels import BLOCK
 from pyro_invariance.typing import Images
 
+BLOCK = 2**25  # bytes of a comparison: larger blocks of memory are not used again but mapped anew, page by page
 JITTER = 1e-9  # of inducing values of variance one: they are noisy copies of the function's, and the bound holds
 ROUNDING = 1e-6  # share of its prior variance by which what is left of it may come out negative
 LOGITS = 64  # draws of the function for the expected log density of a class
@@ -210,7 +210,7 @@ class SparseProcess:
         )
 
     def blocks(self, images: Images) -> tuple[Images, ...]:
-        """Images in blocks whose comparisons fit in memory."""
+        """Images in blocks whose comparisons go through the same memory."""
         return images.split(max(1, BLOCK // (8 * self.kernel.width)))
 
 
