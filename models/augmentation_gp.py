@@ -48,7 +48,7 @@ from pyro_invariance.zoo import Card, Extent, Hypothesis
 
 __all__ = ["CARD", "PLANTED", "data", "hypotheses", "model", "predict"]
 
-NODES = 32  # of the box
+NODES = 64  # of the box
 LEVEL = 0.02  # change of colour that cannot be told from none; in the plane, it is half a pixel at the rim
 PLANE = {"rows": 1.0, "columns": 1.0, "rotation": math.pi, "scale": 1.0, "aspect": 0.7, "shear": 0.7}
 COLOUR = {"brightness": 0.5, "contrast": 0.7, "saturation": 0.7, "hue": math.pi}

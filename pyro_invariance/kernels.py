@@ -234,7 +234,7 @@ class PatchKernel:
     Notes
     -----
     Up to `KEPT` bytes, distances by groups of modes of the same weight are kept for the pairs of a Gram matrix; beyond,
-    the features are multiplied anew for each.
+    or where the kernel is made without gradients, the features are multiplied anew for each.
     """
 
     KEPT = 2**30
@@ -264,7 +264,7 @@ class PatchKernel:
         self.directions = [d / scale**0.5 for d in self.directions]  # new images are scaled alike
         self.mean = by_group / scale
         self.distances = None
-        if 4 * len(widths) * len(images) * (len(images) + 1) <= self.KEPT:
+        if torch.is_grad_enabled() and 4 * len(widths) * len(images) * (len(images) + 1) <= self.KEPT:
             self.lower, self.places = _triangle(len(images), self.x)
             self.distances = self._pair_distances()
 

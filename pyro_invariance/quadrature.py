@@ -14,11 +14,12 @@ from pyro_invariance.typing import BadInput, Images, Views, checked_seed
 
 @dataclass(frozen=True)
 class SobolOrbit(Orbit):
-    r"""Views at the nodes of a scrambled Sobol sequence in a box of coefficients; weights are equal.
+    r"""Views at the nodes of a scrambled Sobol sequence in a box of coefficients, in pairs; weights are equal.
 
-    The nodes :math:`u \in [-1, 1]^G` move with the extents, :math:`c_g = e_g u_g`, so that the gradient in the extents
-    flows through the views.  With two extents each, :math:`l_g` and :math:`r_g`, they are uniform on
-    :math:`[-l_g, r_g]`.  Where all extents are zero the views are copies.
+    With each node goes its opposite, so that no direction is preferred.  The nodes :math:`u \in [-1, 1]^G` move with
+    the extents, :math:`c_g = e_g u_g`, so that the gradient in the extents flows through the views.  With two extents
+    each, :math:`l_g` and :math:`r_g`, they are uniform on :math:`[-l_g, r_g]`.  Where all extents are zero the views
+    are copies.
 
     Parameters
     ----------
@@ -41,7 +42,8 @@ class SobolOrbit(Orbit):
             raise BadInput(f"extents: got {len(extents)}; {self.group!r} takes {len(names)}, or left and right of each")
         left, right = torch.stack(extents[: len(names)]), torch.stack(extents[-len(names) :])
         engine = SobolEngine(self.group.coefficients, scramble=True, seed=checked_seed(self.seed))
-        u = 2 * engine.draw(self.count, dtype=torch.float64).to(right) - 1
+        u = 2 * engine.draw((self.count + 1) // 2, dtype=torch.float64).to(right) - 1
+        u = torch.cat([u, -u])[: self.count]
         return (right - left) / 2 + u * (right + left) / 2
 
     def views(self, x: Images, *extents: Tensor) -> Views:

@@ -126,6 +126,7 @@ def fit_sparse(hypothesis: Hypothesis, data: Dataset, size: int, seed: int = 0) 
     )
 
 
+@torch.no_grad()  # few Gram matrices are needed: their distances are not kept
 def inducing_kernel(hypothesis: Hypothesis, chosen: Dataset) -> Kernel:
     """Kernel of the inducing values: of the function itself, or of its base function where views are sampled."""
     kernel = hypothesis.prepare(chosen)[0]
