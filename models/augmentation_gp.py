@@ -15,11 +15,12 @@ Generative process, for class contrasts :math:`y_{nc}` of unit variance (`pyro_i
     y_nc        ~ Normal(f_c(x_n), sqrt(1e-4 + noise))
 
 Two bases, each with its own `trivial`: in the **plane** each view has norm one, so that content which grows or leaves
-is no brighter or darker; **colour** sees pixels as they are.  A hypothesis with several ranges is one symmetry, and
+is no brighter or darker; **colour** sees pixels as they are.  Two hypotheses are fitted when asked for by name:
+**uneven**, whose ranges have a left and a right end each, and **elastic**.  A hypothesis with several ranges is one symmetry, and
 what the data say about each of its transformations is its range.
 
 Limitations: Gaussian likelihood on class codes; function averaging learns an insensitivity, so that a range need not be
-that of the poses; the box is that of coefficients of one exponential, symmetric about no change; the function fades far
+that of the poses; the box is that of coefficients of one exponential, those of `affine` symmetric about no change; the function fades far
 from its centres; exact inference, 2,000 images at most.  The few nodes are part of the model: with nodes of another
 seed, 200 upright digits change the height of the mode by 14 nats and the range of slant, which they hardly know, from 1
 to 32 % of its upper end, so that gaps of tens of nats and narrow ranges want more nodes.
@@ -28,7 +29,8 @@ References: [vanderwilk2018learning], [benton2020learning], [williams2001using],
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -37,6 +39,7 @@ from torch import Tensor
 
 from pyro_invariance.averaged import AveragedKernel
 from pyro_invariance.datasets import Dataset
+from pyro_invariance.deformations import Deformation, Elastic
 from pyro_invariance.groups import Mirror, Trivial
 from pyro_invariance.matrix_groups import Affine, Colour, MatrixGroup
 from pyro_invariance.orbit_process import hypothesis, model, predict, simulate
@@ -50,7 +53,7 @@ __all__ = ["CARD", "PLANTED", "data", "hypotheses", "model", "predict"]
 
 NODES = 64  # of the box
 LEVEL = 0.02  # change of colour that cannot be told from none; in the plane, it is half a pixel at the rim
-PLANE = {"rows": 1.0, "columns": 1.0, "rotation": math.pi, "scale": 1.0, "aspect": 0.7, "shear": 0.7}
+PLANE = {"rows": 1.0, "columns": 1.0, "rotation": math.pi, "scale": 1.0, "aspect": 0.7, "shear": 0.7, "amplitude": 0.1}
 COLOUR = {"brightness": 0.5, "contrast": 0.7, "saturation": 0.7, "hue": math.pi}
 UNITS: dict[str, Any] = {"rotation": "rad", "hue": "rad", "scale": "log", "aspect": "log", "contrast": "log"}
 UNITS |= {"saturation": "log", "brightness": "level"}  # all others: grid
@@ -60,10 +63,11 @@ CARD = Card(
     title="Gaussian process averaged over many augmentations at once",
     task="classification or regression of images, up to 2,000 of them",
     kind="images",
-    hypotheses=("null", "trivial", "mirror", "affine", "mirror-affine", "colour"),
+    hypotheses=("null", "trivial", "mirror", "affine", "mirror-affine", "colour", "uneven", "elastic"),
     symmetries={
         "mirror": "a mirror that exchanges left and right",
         "affine": "shifts, turns, changes of scale, aspect and slant, each within its range",
+        "elastic": "smooth deformations of a limited amplitude",
         "colour": "changes of brightness and contrast (of saturation and hue as well), each within its range",
     },
     data=("digits", "mnist", "fashion_mnist", "any .npz of images", "augmented-...: data(planted) of this file"),
@@ -71,7 +75,8 @@ CARD = Card(
         "lengthscale": "[]",
         "variance": "[]",
         "noise": "[]",
-        "rows, columns, rotation, scale, aspect, shear": "[] each",
+        "rows, columns, rotation, scale, aspect, shear": "[] each (of uneven: to the left and to the right)",
+        "amplitude": "[] of elastic",
         "brightness, contrast": "[] each, of colour images saturation and hue as well",
     },
     evidence=("lower (SVI over hyperparameters, f exact)", "upper (type-II maximum)"),
@@ -81,7 +86,7 @@ CARD = Card(
     limitations=(
         "Gaussian likelihood on class codes",
         "learned extents are insensitivities, ranges are symmetric",
-        "function known at 400 images, averaged over 32 views: others change evidence by tens of nats",
+        "function known at 400 images, averaged over 64 views: others change evidence by tens of nats",
     ),
 )
 
@@ -93,10 +98,18 @@ def hypotheses(data: Dataset, nodes: int = NODES, scale: float = 1.0) -> list[Hy
     side, channels = data.x.shape[-1], data.x.shape[1]
     pool = math.ceil(side / 16)
     plane, level = Affine(), Colour(list(COLOUR)[: None if channels == 3 else 2])
-    box, mirror = SobolOrbit(plane, nodes), FiniteOrbit(Mirror())
+    box, mirror, waves = SobolOrbit(plane, nodes), FiniteOrbit(Mirror()), Elastic()
 
-    def make(name: str, kind: str, base: str, orbit: Orbit, group: MatrixGroup | None = None) -> Hypothesis:
-        ends = {n: (PLANE | COLOUR)[n] for n in group.extents} if group else {}
+    def make(
+        name: str,
+        kind: str,
+        base: str,
+        orbit: Orbit,
+        group: MatrixGroup | Deformation | None = None,
+        sides: tuple[str, ...] = ("",),
+        contains: Iterable[str] | None = None,
+    ) -> Hypothesis:
+        ends = {n + end: (PLANE | COLOUR)[n] for end in sides for n in group.extents} if group else {}
         return hypothesis(
             name,
             kind,
@@ -104,9 +117,9 @@ def hypotheses(data: Dataset, nodes: int = NODES, scale: float = 1.0) -> list[Hy
             partial(AveragedKernel, orbit, Pixels(pool, normalise=base == "plane"), unit=base == "plane"),
             scale=scale,
             table=AveragedKernel.bytes,
-            extents={n: _range(n, upper, 1 / side if n in PLANE else LEVEL) for n, upper in ends.items()},
+            extents={n: _range(n, upper, LEVEL if base == "colour" else 1 / side) for n, upper in ends.items()},
             begin=tuple({n: share * upper for n, upper in ends.items()} for share in (0.05, 0.2)) if ends else None,
-            contains=name.split("-") if kind != "none" else (),
+            contains=(name.split("-") if kind != "none" else ()) if contains is None else contains,
             moved=partial(_moved, group, "mirror" in name),
         )
 
@@ -116,25 +129,31 @@ def hypotheses(data: Dataset, nodes: int = NODES, scale: float = 1.0) -> list[Hy
         make("mirror", "group", "plane", mirror),
         make("affine", "augmentation", "plane", box, plane),
         make("mirror-affine", "composition", "plane", ComposedOrbit(mirror, box), plane),
+        replace(make("uneven", "augmentation", "plane", box, plane, ("_left", "_right"), {"affine"}), default=False),
+        replace(make("elastic", "augmentation", "plane", SobolOrbit(waves, nodes), waves), default=False),
         make("trivial", "none", "colour", FiniteOrbit(Trivial())),
         make("colour", "augmentation", "colour", SobolOrbit(level, nodes), level),
     ]
 
 
 def _range(name: str, upper: float, resolution: float) -> Extent:
-    return Extent(name, UNITS.get(name, "grid"), upper, 0.95 * upper, upper == math.pi, resolution)
+    return Extent(name, UNITS.get(name.split("_")[0], "grid"), upper, 0.95 * upper, upper == math.pi, resolution)
 
 
-def _moved(group: MatrixGroup | None, mirror: bool, images: Tensor, extents: Mapping[str, float]) -> dict[str, Tensor]:
-    """Images exchanged left and right, and at the upper end of each range by itself, on their own ground."""
+def _moved(
+    group: MatrixGroup | Deformation | None, mirror: bool, images: Tensor, extents: Mapping[str, float]
+) -> dict[str, Tensor]:
+    """Images exchanged left and right, and at the end of each range by itself, on their own ground."""
     shown = {"left and right exchanged": images.flip(-1)} if mirror else {}
     dark = 0.0 if isinstance(group, Colour) else ground(images)
     for name, extent in extents.items():
         assert group is not None
-        coefficients = torch.tensor([extent * (n == name) for n in group.extents]).to(images)
-        degrees = UNITS.get(name) == "rad"
-        caption = f"{name} {math.degrees(extent):+.0f} degrees" if degrees else f"{name} {extent:+.2f}"
-        shown[caption] = group.act(group.exp(coefficients), images - dark) + dark
+        name, _, side = name.partition("_")
+        end = -extent if side == "left" else extent
+        one = [end * (n == name) for n in group.extents]
+        coefficients = torch.tensor([one] if len(one) == group.coefficients else [[end] * group.coefficients])
+        caption = f"{name} {math.degrees(end):+.0f} degrees" if UNITS.get(name) == "rad" else f"{name} {end:+.2f}"
+        shown[caption] = group.move(coefficients.to(images), images - dark)[:, 0] + dark
     return shown
 
 

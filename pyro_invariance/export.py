@@ -131,21 +131,24 @@ def _moves(symmetry: str, content: dict[str, Any]) -> list[dict[str, Any]]:
     moves = []
     for name, generator in GENERATORS.items():
         stands = symmetry in (generator.symmetry, "affine")  # all of them are affine
-        row = next((row for row in fitted if stands and name in row["extent"]), None)
+        sides = {name, f"{name}_left"}
+        row = next((row for row in fitted if stands and sides & row["extent"].keys()), None)
         if row is None:
             continue
-        learned = Range(**row["extent"][name], zero=False)
+        names = (name, name) if name in row["extent"] else (f"{name}_left", f"{name}_right")
+        learned = [Range(**row["extent"][side], zero=False) for side in names]
         move = {"transformation": name, "unit": generator.words, "hypothesis": row["label"]}
-        if learned.unit != generator.unit or learned.undetermined:
+        if any(r.unit != generator.unit or r.undetermined for r in learned):
             moves.append(move | {"why": f"its range of {name} is undetermined"})
             continue
-        if learned.mean < half_pixel:
+        if max(r.mean for r in learned) < half_pixel:
             moves.append(move | {"why": f"its range of {name} is shut off"})
             continue
-        reach = learned.lower if learned.saturated else learned.mean  # a mean is not the least that it may be
-        ends = [float(f"{generator.convert(end):.4g}") for end in (-reach, reach)]
-        whole = name == "rotation" and learned.saturated and not refused
-        moves.append(move | {"range": ANY_TURN if whole else ends, "at_least": learned.saturated and not whole})
+        left, right = (r.lower if r.saturated else r.mean for r in learned)  # a mean is not the least that it may be
+        ends = [float(f"{generator.convert(end):.4g}") for end in (-left, right)]
+        saturated = [r.saturated for r in learned]
+        whole = name == "rotation" and all(saturated) and not refused
+        moves.append(move | {"range": ANY_TURN if whole else ends, "at_least": any(saturated) and not whole})
     return moves or [{"why": WITHOUT.get(symmetry, "no range of it was learned")}]
 
 

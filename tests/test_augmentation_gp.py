@@ -82,3 +82,19 @@ def test_planted_symmetry_is_in_the_values(planted):
         gaps[truth] = density(symmetric, data, planted) - density(trivial, data, planted)
     assert gaps[planted] > 10
     assert gaps["none"] < -10
+
+
+def test_ranges_may_have_two_ends_and_deformations_are_asked_for_by_name(coloured):
+    assert {"uneven", "elastic"} & {h.label for h in choose(coloured, "augmentation_gp", None)} == set()
+    uneven = found(coloured)["uneven"]
+    assert list(uneven.extents)[::6] == ["rows_left", "rows_right"]
+    assert uneven.extents["rotation_left"].unit == "rad"
+    kernel, _ = uneven.prepare(coloured)
+    even = found(coloured)["affine"].prepare(coloured)[0]
+    ends = [torch.tensor(0.1 * (i + 1)) for i in range(6)]
+    torch.testing.assert_close(kernel.gram(torch.tensor(0.5), *ends, *ends), even.gram(torch.tensor(0.5), *ends))
+    shown = uneven.moved(coloured.x, dict.fromkeys(uneven.extents, 0.25))
+    assert {"rows -0.25", "rows +0.25", "rotation -14 degrees", "rotation +14 degrees"} < shown.keys()
+    torch.testing.assert_close(shown["rows -0.25"][..., :-4, :], coloured.x[..., 4:, :])  # up
+    waves = found(coloured)["elastic"].moved(coloured.x, {"amplitude": 0.05})
+    assert float((waves["amplitude +0.05"] - coloured.x).abs().max()) > 0.01

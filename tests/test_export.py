@@ -97,6 +97,14 @@ def test_supported_range_enters_in_the_units_of_a_policy():
     assert "(translation: +50 nats)" in source
 
 
+def test_uneven_ranges_keep_their_ends():
+    two = {"rows_left": learned(0.1, "grid"), "rows_right": learned(0.4, "grid")}
+    shut = {"columns_left": learned(0.001, "grid"), "columns_right": learned(0.002, "grid")}
+    found = policy(content({"affine": verdict("supported")}, row("uneven", ["affine"], **two, **shut)))
+    assert ranges(found) == {"rows": [-0.05, 0.2]}  # further down than up
+    assert [said["why"] for said in found["left_out"]] == ["its range of columns is shut off"]
+
+
 def test_refused_and_undecided_are_named_with_their_gap():
     symmetries = {
         "mirror": verdict("refused", -12.5),
