@@ -1,7 +1,7 @@
 """How a sparse fit grows with the data, and how tight it is: `python -m benchmarks.scaling [PART ...]`.
 
 - `time`: seconds until the bound is within 0.01 nats per datum of where it ends, and peak memory, a process for each
-  number of images; the slope of their logarithms
+  number of images; the slope of their logarithms.  Seconds are those of the one thread that works: others may too
 - `bound`: how far below the exact evidence of 1,000 images the bound is, in the same units at
   the same hyperparameters, where that bound is largest
 - `step`: one block of a pass against the matrix products in it
@@ -66,7 +66,7 @@ class Watched(_Search):
 
     def _at(self, z: list) -> list:
         found, count = super()._at(z), len(self.process.targets)
-        self.passes.append((time.perf_counter(), count, found[0][-1] / count))
+        self.passes.append((time.process_time(), count, found[0][-1] / count))
         return found
 
 
@@ -75,7 +75,7 @@ def timed(count: int, entry: str, label: str, inducing: int) -> dict[str, Any]:
     data = mnist("rotated", 0, n=count, m=10)
     hypothesis, taken = find(data, entry, label), data.x.nbytes
     Path("/proc/self/clear_refs").write_text("5")
-    before, begin = memory("VmRSS"), time.perf_counter()
+    before, begin = memory("VmRSS"), time.process_time()
     sparse_fitting._Search = Watched  # type: ignore[misc]
     found = fit_sparse(hypothesis, data, inducing)
     whole = [(at - begin, bound) for at, n, bound in Watched.passes if n == count]
@@ -84,14 +84,15 @@ def timed(count: int, entry: str, label: str, inducing: int) -> dict[str, Any]:
     between = np.diff([0.0, *(at for at, _ in whole)])[1:]
     return {
         "images": count,
+        "inducing": inducing,
         "seconds": next(at for at, bound in whole if bound > final - NEAR),
         "until the first pass": start,
         "a pass": float(np.median(between)),
         "passes": len(Watched.passes),
         "bound per datum": final,
         "evidence": found.evidence.value,
-        "data": taken,
-        "peak beyond the data": memory("VmHWM") - before,
+        "data, GB": taken * 1e-9,
+        "peak beyond them, GB": (memory("VmHWM") - before) * 1e-9,
     }
 
 

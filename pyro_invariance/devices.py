@@ -9,8 +9,11 @@ from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from pyro_invariance.typing import BadInput
+
+LAUNCHED = 64  # times what a CPU does at once is enough elsewhere
 
 Record = TypeVar("Record", bound=Any)
 
@@ -33,6 +36,11 @@ def checked_device(name: str) -> torch.device:
         here = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count))])
         raise BadInput(f"device: got {name!r}, which is not there; what torch can use here is {here}")
     return torch.device(name)
+
+
+def at_once(x: Tensor, cached: int) -> int:
+    """How much to do in one step, given what stays in the cache of a CPU: elsewhere each step has to be launched."""
+    return cached if x.device.type == "cpu" else LAUNCHED * cached
 
 
 def moved(record: Record, device: torch.device | str) -> Record:

@@ -14,6 +14,7 @@ from pyro.contrib.gp.kernels import Kernel
 from torch import Tensor
 from torch.func import vjp
 
+from pyro_invariance.devices import at_once
 from pyro_invariance.features import EXAMPLES, Nystroem, least_variance
 from pyro_invariance.numerics import one_by_one
 from pyro_invariance.orbits import Orbit, Patches, SpectralOrbit
@@ -54,7 +55,7 @@ class _WeightedExp(torch.autograd.Function):
     def forward(differentiate, distances, rows, lengthscale, *extents):  # type: ignore[no-untyped-def]
         count = distances.shape[1]
         sums = distances.new_empty(len(rows) + differentiate, count)
-        chunk = max(1, CHUNK // len(distances))
+        chunk = max(1, at_once(distances, CHUNK) // len(distances))
         buffer = distances.new_empty(len(distances), min(chunk, count))
         scale = -0.5 / lengthscale.square()
         for i in range(0, count, chunk):

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyro_invariance.densities import FiniteWeights, MovingUniform, SoftUniform
+from pyro_invariance.devices import at_once
 from pyro_invariance.groups import Group
 from pyro_invariance.representations import Pixels, Polar
 from pyro_invariance.typing import BadInput, Images, Views
@@ -265,7 +266,7 @@ class Turns(SpectralOrbit):
     def _correlate(self, real: Tensor, imaginary: Tensor, right: Tensor, phases: Tensor, table: Tensor) -> None:
         """Write the inner products of some lags to `table` `[L, N, M]`, in blocks of rows."""
         (frequencies, count, _), size = real.shape, right.shape[2]
-        rows = max(1, CROSS // (self.order * size))
+        rows = max(1, at_once(table, CROSS) // (self.order * size))
         for i in range(0, count, rows):
             j = min(i + rows, count)
             cross = table.new_empty(self.order, j - i, size)

@@ -20,6 +20,7 @@ from pyro.distributions import TorchDistribution, constraints
 from torch import Tensor
 from torch.distributions import Normal
 
+from pyro_invariance.devices import at_once
 from pyro_invariance.typing import Images
 
 BLOCK = 2**25  # bytes of a comparison: larger blocks of memory are not used again but mapped anew, page by page
@@ -211,7 +212,7 @@ class SparseProcess:
 
     def blocks(self, images: Images) -> tuple[Images, ...]:
         """Images in blocks whose comparisons go through the same memory."""
-        return images.split(max(1, BLOCK // (8 * self.kernel.width)))
+        return images.split(max(1, at_once(images, BLOCK) // (8 * self.kernel.width)))
 
 
 def _counted(likelihood: Likelihood, mean: Tensor, spread: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
