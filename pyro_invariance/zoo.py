@@ -196,8 +196,9 @@ def catalogue() -> list[tuple[str, str, str, str, str]]:
 def choose(data: Dataset, model: str, names: Iterable[str] | None) -> list[Hypothesis]:
     """Hypotheses of a zoo entry by name, and what their contrasts need.
 
-    That is `null`, the `trivial` of each base, and every hypothesis with some of the symmetries of a chosen one: O2
-    alone would be credited with a mirror where the data have only turns.  Without names, all that run by default.
+    That is `null`, the `trivial` of each base, and every default hypothesis with some of the symmetries of a chosen
+    one: O2 alone would be credited with a mirror where the data have only turns.  Without names, all that run by
+    default.
     """
     every = load(model).hypotheses(data)
     if names is None:
@@ -211,4 +212,8 @@ def choose(data: Dataset, model: str, names: Iterable[str] | None) -> list[Hypot
         raise BadInput(f"hypotheses: got none; accepted: {', '.join(known)}")
     chosen = [h for h in every if h.name in names or h.label in names]
     held = {h.base: [c.contains for c in chosen if c.base == h.base] for h in chosen}
-    return [h for h in every if h.kind == "null" or any(h.contains <= c for c in held.get(h.base, ()))]
+    return [
+        h
+        for h in every
+        if h.kind == "null" or h in chosen or (h.default and any(h.contains <= c for c in held.get(h.base, ())))
+    ]
