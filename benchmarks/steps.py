@@ -4,6 +4,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,14 +35,17 @@ PRODUCTS = {
 REPEATS, LISTED = 7, 8
 
 
-def median(function: Callable[[], object], repeats: int = REPEATS) -> float:
-    """Median wall seconds of a call, after one to warm up."""
-    seconds = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:])
+def seconds_of(function: Callable[[], object]) -> float:
+    """Seconds that the one thread works for a call; others may keep the machine busy."""
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
+def in_turn(*functions: Callable[[], object]) -> list[float]:
+    """Median seconds of a call of each, after one to warm up; in turn, so that all see the same machine."""
+    rounds = [[seconds_of(f) for f in functions] for _ in range(1 + REPEATS)]
+    return [statistics.median(column) for column in zip(*rounds[1:], strict=True)]
 
 
 def find(data: Any, entry: str, label: str) -> Hypothesis:
@@ -90,7 +94,7 @@ def shapes(calls: list[tuple[Any, tuple, dict]]) -> dict[str, int]:
 def rate(size: int = 1024) -> float:
     """GFLOP/s of a square product in float64."""
     a, b = torch.randn(2, size, size)
-    return 2e-9 * size**3 / median(lambda: a @ b)
+    return 2e-9 * size**3 / in_turn(lambda: a @ b)[0]
 
 
 @float64()
@@ -112,9 +116,7 @@ def step(entry: str, label: str, inducing: int, images: int = 1000) -> dict[str,
     whole()
     with Products() as products:
         whole()
-    # in turn, so that both see the same machine
-    pairs = [(median(whole, 1), median(products.again, 1)) for _ in range(REPEATS)]
-    seconds, alone = (statistics.median(column) for column in zip(*pairs, strict=True))
+    seconds, alone = in_turn(whole, products.again)
     with profile(activities=[ProfilerActivity.CPU]) as watched:
         begin = time.perf_counter()
         whole()
@@ -139,18 +141,33 @@ def step(entry: str, label: str, inducing: int, images: int = 1000) -> dict[str,
 
 @float64()
 @torch.no_grad()
-def compiled(lags: int = 16, pairs: int = 400_000) -> dict[str, Any]:
-    """Time of the weighted exponential over lags: in chunks as it is, and compiled as a whole."""
+def compiled(lags: int = 16, pairs: int = 400_000) -> list[dict[str, Any]]:
+    """Time of the weighted exponential over lags, alone and with two derivatives: in chunks as it is, and compiled."""
     if not (shutil.which("g++") or shutil.which("clang++")):
-        return {"compiled": "no C++ compiler here"}
-    distances, rows, lengthscale = torch.rand(lags, pairs), torch.rand(1, lags), torch.tensor(0.6)
+        return [{"compiled": "no C++ compiler here"}]
+    distances, lengthscale, found = torch.rand(lags, pairs), torch.tensor(0.6), []
 
-    def weighted(distances: Tensor, rows: Tensor, lengthscale: Tensor) -> Tensor:
-        return (rows[0][:, None] * torch.exp(distances * (-0.5 / lengthscale.square()))).sum(0)
+    def value(distances: Tensor, rows: Tensor, lengthscale: Tensor) -> list[Tensor]:
+        return [(rows[0][:, None] * torch.exp(distances * (-0.5 / lengthscale.square()))).sum(0)]
 
-    fused = torch.compile(weighted)
-    expected = _WeightedExp.forward(False, distances, rows, lengthscale)[0]  # type: ignore[no-untyped-call]
-    torch.testing.assert_close(fused(distances, rows, lengthscale), expected, rtol=1e-12, atol=1e-12)
-    plain = median(lambda: _WeightedExp.forward(False, distances, rows, lengthscale))  # type: ignore[no-untyped-call]
-    fast = median(lambda: fused(distances, rows, lengthscale))
-    return {"lags": lags, "pairs": pairs, "in chunks": plain, "compiled": fast, "gain": plain / fast - 1}
+    def slopes(distances: Tensor, rows: Tensor, lengthscale: Tensor) -> list[Tensor]:
+        e = torch.exp(distances * (-0.5 / lengthscale.square()))
+        by_row = [(row[:, None] * e).sum(0) for row in rows]
+        return [*by_row, (rows[0][:, None] * e * distances).sum(0) / lengthscale**3]
+
+    for derivatives, plain in ((0, value), (2, slopes)):
+        rows = torch.rand(1 + (derivatives > 0), lags)
+        fused, begin = torch.compile(plain), time.perf_counter()
+        first = fused(distances, rows, lengthscale)
+        compiling = time.perf_counter() - begin
+
+        def chunks(rows: Tensor = rows) -> tuple[Tensor, Tensor]:
+            return _WeightedExp.forward(len(rows) > 1, distances, rows, lengthscale)  # type: ignore[no-untyped-call]
+
+        torch.testing.assert_close(torch.stack(first)[0], chunks()[0], rtol=1e-12, atol=1e-12)
+        usual, fast = in_turn(chunks, partial(fused, distances, rows, lengthscale))
+        found.append(
+            {"derivatives": derivatives, "in chunks": usual, "compiled": fast, "gain": usual / fast - 1}
+            | {"lags": lags, "pairs": pairs, "compiling": compiling}
+        )
+    return found
