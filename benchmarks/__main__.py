@@ -1,4 +1,8 @@
-"""Run the selection benchmarks: `python -m benchmarks [CASE ...] [--seeds N] [--nodes 128] [--scale 0.5]`."""
+"""Run the selection benchmarks: `python -m benchmarks [CASE ...] [--seeds N] [--nodes 128] [--scale 0.5]`.
+
+Others are modules of their own: `python -m benchmarks.scaling` for the sparse path, `python -m benchmarks.device` for a
+GPU, and those beside them.
+"""
 
 import argparse
 import dataclasses
