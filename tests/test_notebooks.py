@@ -12,6 +12,7 @@ import pytest
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 PLACES = (str(FOLDER.parent), sys.prefix, str(Path.home()) + "/", tempfile.gettempdir() + "/")  # of this machine
 SOURCES = sorted(FOLDER.glob("*.py"))
+SLOW = {"05_a_large_space_of_augmentations"}  # about a minute even when quick
 
 
 def cells_of_source(text: str) -> list[tuple[str, str]]:
@@ -62,7 +63,9 @@ def test_mutant_notebooks_are_noticed(source):
     assert "a cell was not run" in faults(text, content)
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "source", [pytest.param(s, marks=[pytest.mark.slow] * (s.stem in SLOW), id=s.stem) for s in SOURCES]
+)
 def test_notebooks_run(source, tmp_path):
     environment = {**os.environ, "PYRO_INVARIANCE_SHORT": "1", "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, source], cwd=tmp_path, env=environment, capture_output=True, text=True)
