@@ -114,7 +114,7 @@ def fit_sparse(hypothesis: Hypothesis, data: Dataset, size: int, seed: int = 0) 
     codes = data.encode(data.y_test)[:, None] if data.codes is None else data.codes
     return SparseFit(
         label=hypothesis.label,
-        evidence=replace(lower_bound(draws.log_weights), drift=search.gained),
+        evidence=replace(lower_bound(draws.log_weights), drift=search.drift),
         count=len(data.y),
         inducing=len(chosen.y),
         sites={name: torch.stack([row[name] for row in draws.sites]) for name in log_joint.transforms},
@@ -154,7 +154,7 @@ class _Search:
     process: SparseProcess
     log_joint: LogJoint
     shape: tuple[str, ...]
-    gained: float = 0.0  # by the last step, as far as a parabola says
+    drift: float = 0.0  # gained by the last step, as far as a parabola says, where it was a long one
     path: list[float] = field(default_factory=list)  # bound per image
 
     def __post_init__(self) -> None:
@@ -188,8 +188,9 @@ class _Search:
             z = self._with(z, here[1])
             z[rows] += step
             self.path.append(here[-1] / len(self.process.targets))
-            self.gained = float((slope * step - 0.5 * curvature * step.square()).sum())
-            if float(step.abs().max()) < APART or self.gained < ENOUGH * len(self.process.targets):
+            gained, far = float((slope * step - 0.5 * curvature * step.square()).sum()), float(step.abs().max()) > APART
+            self.drift = gained if far else 0.0
+            if not far or gained < ENOUGH * len(self.process.targets):
                 break
         return z, curvature.clamp_min(FLAT)
 
