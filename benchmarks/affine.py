@@ -57,7 +57,7 @@ def row(name: str, n: int) -> dict:
     """The modes of a data set; hypotheses with a mirror are for the mirrored one only."""
     begin, data, values, modes = time.perf_counter(), images(name, n), {}, {}
     for h in load("augmentation_gp").hypotheses(data):
-        if h.base == "plane" and (name == "mirrored" or "mirror" not in h.name):
+        if h.default and h.base == "plane" and (name == "mirrored" or "mirror" not in h.name):
             log_joint = LogJoint(h.model, h.prepare(data))
             best = max(climbed(h, data, log_joint, seed=0), key=lambda mode: mode.value)
             centre, cholesky = laplace(log_joint, best.z)

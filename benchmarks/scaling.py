@@ -36,6 +36,7 @@ from pyro_invariance import priors, sparse_fitting
 from pyro_invariance.collapsed import collapsed
 from pyro_invariance.datasets import Dataset
 from pyro_invariance.evidence.base import LogJoint
+from pyro_invariance.interdomain import InterDomainKernel
 from pyro_invariance.kernels import OrbitKernel
 from pyro_invariance.modes import few
 from pyro_invariance.numerics import float64
@@ -49,8 +50,16 @@ SIZES, INDUCING = (1_000, 3_000, 10_000, 30_000, 60_000), 500
 NEAR = 0.01  # nats per datum
 TIGHT, EXACT = (100, 250, 500, 1_000), 1_000  # inducing images, and images
 STEPS = (("turning_patches", "SO2"), ("orbit_gp", "SO2"), ("orbit_gp", "convolution"))
+
+
+def of_base(hypothesis: Hypothesis, chosen: Dataset) -> InterDomainKernel:
+    """Kernel of a hypothesis with a spectral orbit through values of its base function."""
+    orbit = hypothesis.prepare(chosen)[0].orbit
+    return InterDomainKernel(orbit, orbit.representation, chosen.x)
+
+
 # what the inducing values are of, and the kernel of a hypothesis through them, given the inducing images
-DOMAINS: dict[str, Callable[[Hypothesis, Dataset], Any]] = {"u = f(Z)": inducing_kernel}
+DOMAINS: dict[str, Callable[[Hypothesis, Dataset], Any]] = {"u = f(Z)": inducing_kernel, "u = g(Z)": of_base}
 
 
 def memory(name: str) -> int:

@@ -20,10 +20,11 @@ TENSORS = ("sites", "test_mean", "test_variance", "test_log_density")
 
 def carry(
     hypotheses: list[Hypothesis], fits: list[Fit], full: Dataset, seed: int, folder: Path | None = None
-) -> SparseFit | None:
+) -> SparseFit | str | None:
     """Fit the best hypothesis that can be sparse to all data; None where noise alone is better than those.
 
-    The bound is of other data than the evidence that ranks hypotheses, and looser: it is never ranked.
+    The bound is of other data than the evidence that ranks hypotheses: it is never ranked.  A fit that fails is an
+    answer as well: the reason, in words.
 
     Parameters
     ----------
@@ -42,8 +43,11 @@ def carry(
         return None
     if folder is not None and (stored := read(folder)) is not None and stored.label == first.label:
         return stored
-    with poutine.seed(rng_seed=seed):
-        carried = moved(fit_sparse(sparse[first.label], full, INDUCING, seed), "cpu")
+    try:
+        with poutine.seed(rng_seed=seed):
+            carried = moved(fit_sparse(sparse[first.label], full, INDUCING, seed), "cpu")
+    except Exception as error:  # the selection stands
+        return f"{first.label} could not be carried to all {len(full.y)} items ({type(error).__name__}: {error})"
     if folder is not None:
         plain = asdict(carried)
         write_tensors(folder / "carried.pt", {name: plain.pop(name) for name in TENSORS})

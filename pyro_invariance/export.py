@@ -48,6 +48,7 @@ GROUPS: dict[str, dict[str, Any]] = {  # what needs no range
 }
 WITHOUT = {
     "convolution": "no augmentation does this, convolutional layers do",
+    "elastic": "a policy moves images as a whole; selection.json has the range",
     "colour": "a policy moves the content of images only; selection.json has the ranges",
 }
 NOT_DRAWN = {"aspect"}  # the libraries draw width and height apart

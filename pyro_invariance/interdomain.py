@@ -13,7 +13,7 @@ need none:
 import torch
 from torch import Tensor
 
-from pyro_invariance.averaged import AveragedKernel
+from pyro_invariance.averaged import BLOCK, AveragedKernel
 from pyro_invariance.orbits import Orbit
 from pyro_invariance.representations import Pixels
 from pyro_invariance.typing import Images
@@ -40,23 +40,26 @@ class InterDomainKernel(AveragedKernel):
     def _variances(self, x: Images, lengthscale: Tensor, *extents: Tensor) -> Tensor:
         """Prior variances `[N]` of the averaged function, before they are scaled: double sums over the views."""
         weights, rows = self.orbit.weights().to(x), []
-        for block in self.blocks(x):
+        for block in x.split(max(1, BLOCK // (len(weights) * max(len(weights), x[0].numel())))):
             views = self.views(block, *extents)
             between = torch.exp(-0.5 * torch.cdist(views, views).square() / lengthscale.square())
             rows.append(torch.einsum("v,nvw,w->n", weights, between, weights))
         return torch.cat(rows)
 
+    def _old(self, lengthscale: Tensor, *extents: Tensor) -> Tensor:
+        """Mean prior variance over the images of the inducing values."""
+        if torch.is_grad_enabled():
+            return self._variances(self.x, lengthscale, *extents).mean()
+        return self._kept(float(lengthscale), *map(float, extents))
+
     def _conditioned(self, *point: float) -> Tensor:
-        return self._variances(self.x, *(torch.tensor(value).to(self.x) for value in point)).mean()
+        return self._variances(self.x, *(torch.tensor(value, dtype=self.x.dtype) for value in point)).mean()
 
     def cross(self, compared: Images, lengthscale: Tensor, *extents: Tensor) -> tuple[Tensor, Tensor]:
         """Covariances `[N, M]` of new images with the base function, and their prior variances `[N]`.
 
         Of mean variance one over the images of the inducing values.
         """
-        if torch.is_grad_enabled():
-            unit = self._variances(self.x, lengthscale, *extents).mean()
-        else:  # the same for every block of new images
-            unit = self._kept(float(lengthscale), *map(float, extents))
+        unit = self._old(lengthscale, *extents)
         similar = self.similar(compared, lengthscale, *extents)
         return similar / unit.sqrt(), self._variances(compared, lengthscale, *extents) / unit

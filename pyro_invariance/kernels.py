@@ -187,6 +187,11 @@ class OrbitKernel:
         return self.orbit.lag_weights(*extents).to(views) @ views
 
     @property
+    def count(self) -> int:
+        """Number of images conditioned on."""
+        return len(self.x)
+
+    @property
     def width(self) -> int:
         """Numbers that a comparison with one new image takes, its representation (made of others) among them."""
         return self.orbit.count * len(self.x) + 4 * self.x[0].numel()
@@ -335,6 +340,11 @@ class PatchKernel:
             return self._kernel(self.x, lengthscale, location_length)
         distance = self.mode_weights(location_length) @ self.distances
         return _symmetric(torch.exp(-0.5 * distance / lengthscale.to(self.x).square()), self.places, len(self.lower))
+
+    @property
+    def count(self) -> int:
+        """Number of images conditioned on."""
+        return len(self.x)
 
     @property
     def width(self) -> int:

@@ -17,11 +17,10 @@ from pyro_invariance.kernels import BLOCK, OrbitKernel, PatchKernel
 from pyro_invariance.numerics import float64
 from pyro_invariance.processes import GaussianProcess
 from pyro_invariance.representations import Pixels, ground
-from pyro_invariance.sparse import ExpectedNormal, SparseProcess
 from pyro_invariance.typing import BadInput
 from pyro_invariance.zoo import Extent, Hypothesis
 
-Kernel = OrbitKernel | PatchKernel | AveragedKernel | SparseProcess
+Kernel = OrbitKernel | PatchKernel | AveragedKernel
 
 
 def model(kernel: Kernel | None, targets: Tensor, extents: dict[str, float], scale: float = 1.0) -> Tensor:
@@ -32,8 +31,6 @@ def model(kernel: Kernel | None, targets: Tensor, extents: dict[str, float], sca
     lengthscale = pyro.sample("lengthscale", priors.log_normal("lengthscale", scale))
     variance = pyro.sample("variance", priors.log_normal("variance", scale))
     ranges = [pyro.sample(name, priors.extent(upper)) for name, upper in extents.items()]
-    if isinstance(kernel, SparseProcess):
-        return kernel.observe(partial(ExpectedNormal, noise=noise), variance, lengthscale, *ranges)
     gram = kernel.gram(lengthscale, *ranges)
     return pyro.sample("targets", GaussianProcess(gram, variance, noise, targets.shape), obs=targets)
 

@@ -17,6 +17,7 @@ from pyro_invariance.plotting.base import VERDICTS
 from pyro_invariance.reference import Agreement
 from pyro_invariance.results import Selection, describe_extents
 from pyro_invariance.runs import versions
+from pyro_invariance.sparse_fitting import SparseFit
 from pyro_invariance.verdict import Verdict, of_sums
 
 
@@ -136,12 +137,13 @@ def cautions(selection: Selection) -> list[str]:
 def of_all(selection: Selection) -> str:
     """What the best hypothesis is worth on all data, and that its bound is no part of the ranking."""
     c = selection.carried
-    assert c is not None
+    if not isinstance(c, SparseFit):
+        return f"{c}."
     scores = ", ".join(f"{k.replace('_', ' ')} {v:.4f}" for k, v in selection.test_scores(c).items())
     return (
-        f"{c.label} was then carried to all {c.count} items through {c.inducing} of them: their log evidence is at "
-        f"least {c.evidence.value:.0f} ± {c.evidence.std_error:.1f} nats, a bound of other data than the table's and "
-        f"looser, no part of the ranking{'; ' if scores else ''}{scores}."
+        f"{c.label} was then carried to all {c.count} items through {c.inducing} inducing values: their log evidence "
+        f"is at least {c.evidence.value:.0f} ± {c.evidence.std_error:.1f} nats, a bound of other data than the "
+        f"table's, no part of the ranking{'; ' if scores else ''}{scores}."
     )
 
 

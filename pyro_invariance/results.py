@@ -53,8 +53,9 @@ class Selection:
         Of the run.
     scrutiny : Scrutiny, optional
         What the fits were held against, if that was asked for.
-    carried : SparseFit, optional
-        The best hypothesis fitted to all data, where the evidence is of a subset; its bound is never ranked.
+    carried : SparseFit or str, optional
+        The best hypothesis fitted to all data, where the evidence is of a subset, or why that failed; its bound is
+        never ranked.
     """
 
     data: Dataset
@@ -64,7 +65,7 @@ class Selection:
     entry: str
     seed: int
     scrutiny: Scrutiny | None = None
-    carried: SparseFit | None = None
+    carried: SparseFit | str | None = None
 
     @cached_property
     def verdicts(self) -> dict[str, Verdict]:
@@ -192,7 +193,9 @@ class Selection:
             return mean.mean(0)[:, 0] * self.data.y.std() + self.data.y.mean()
         return code_log_density(mean, variance, codes).softmax(-1)
 
-    def _plain_carried(self, c: SparseFit) -> dict[str, Any]:
+    def _plain_carried(self, c: SparseFit | str) -> dict[str, Any]:
+        if isinstance(c, str):
+            return {"failed": c}
         e = c.evidence
         return {
             "name": c.label,
@@ -326,5 +329,6 @@ def _restore(path: Path, content: dict[str, Any]) -> Selection:
     failed = {row["label"]: row["reason"] for row in rows if row["status"] != "done"}
     fits.sort(key=lambda f: -f.evidence.value)
     chosen = tuple(hypotheses[row["label"]] for row in rows)
-    seed, checked, carried = content["seed"], Scrutiny.read(path), carrying.read(path)
+    seed, checked = content["seed"], Scrutiny.read(path)
+    carried = (content["carried"] or {}).get("failed") or carrying.read(path)
     return Selection(data, chosen, tuple(fits), failed, content["entry"], seed, checked, carried)

@@ -65,21 +65,24 @@ class ExpectedCategorical(TorchDistribution):
         Mean and variance of the function.
     contrasts : Tensor `[C, O]`
         Logits of the classes per unit of the function.
+    draws, seed : int
+        How many, and which.
     """
 
     arg_constraints = {}  # noqa: RUF012
     support = constraints.nonnegative_integer
 
-    def __init__(self, loc: Tensor, spread: Tensor, contrasts: Tensor) -> None:
-        self.loc, self.spread, self.contrasts = loc, spread, contrasts
+    def __init__(self, loc: Tensor, spread: Tensor, contrasts: Tensor, draws: int = LOGITS, seed: int = 0) -> None:
+        self.loc, self.spread, self.contrasts, self.draws, self.seed = loc, spread, contrasts, draws, seed
         super().__init__(loc.shape[:1], torch.Size(), validate_args=False)
 
     def _logits(self) -> Tensor:
-        sobol = torch.quasirandom.SobolEngine(self.loc.shape[1], scramble=True, seed=0)
-        half = Normal(0.0, 1.0).icdf(sobol.draw(LOGITS // 2, dtype=self.loc.dtype).clamp(1e-6, 1 - 1e-6)).to(self.loc)
-        eps = torch.cat([half, -half])  # of mean zero: a slope is no curvature
+        sobol = torch.quasirandom.SobolEngine(self.loc.shape[1], scramble=True, seed=self.seed)
+        half = Normal(0.0, 1.0).icdf(sobol.draw(self.draws // 2, dtype=self.loc.dtype).clamp(1e-6, 1 - 1e-6))
+        half = (half / half.square().mean(0).sqrt()).to(self.loc)
+        eps = torch.cat([half, -half])  # of mean zero and variance one, as few draws are not: neither is for free
         f = self.loc + self.spread.sqrt() * eps[:, None]
-        return (f @ self.contrasts.T).log_softmax(-1)  # [LOGITS, B, C]
+        return (f @ self.contrasts.T).log_softmax(-1)  # [draws, B, C]
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Expected log probability `[B]` of classes `[B]`, nats."""

@@ -29,8 +29,8 @@ from pyro_invariance.zoo import Extent, Hypothesis
 
 STEPS, BATCH = 200, 500
 NARROW, PACE, WARM = 0.02, 0.2, 50  # spread of the hyperparameters, pace in units of it; steps before they move
-SLOWEST = 0.05  # rate of the natural gradient once many minibatches were seen
-DRAWS = 3
+FASTEST, SLOWEST = 0.3, 0.05  # rates of the natural gradient: whole steps overshoot under a softmax
+DRAWS, EVERY, BLOCK = 3, 1024, 1000  # hyperparameters for the evidence; draws of the function there, of images at once
 
 
 def model(process: SparseProcess, contrasts: Tensor, extents: dict[str, Extent]) -> Tensor:
@@ -73,8 +73,9 @@ def fit_classes(hypothesis: Hypothesis, data: Dataset, size: int, seed: int = 0,
     start = {name: values.mean() for name, values in normal.sites.items() if name != "noise"}
     chosen = data.subset(size, seed)
     outputs = data.codes.shape[1]
-    values = Inducing.prior(len(chosen.y), outputs, shared=False)
-    process = SparseProcess(inducing_kernel(hypothesis, chosen), data.x, data.y, values, min(BATCH, len(data.y)))
+    kernel = inducing_kernel(hypothesis, chosen)
+    values = Inducing.prior(kernel.count, outputs, shared=False)
+    process = SparseProcess(kernel, data.x, data.y, values, min(BATCH, len(data.y)))
     statement = partial(model, process, data.codes, dict(hypothesis.extents))
     log_joint = LogJoint(partial(model, _few(process), data.codes, dict(hypothesis.extents)), ())
     with poutine.seed(rng_seed=seed):
@@ -85,18 +86,20 @@ def fit_classes(hypothesis: Hypothesis, data: Dataset, size: int, seed: int = 0,
         z = fixed.sample(torch.Size([DRAWS]))
     sites = [log_joint.unpack(row) for row in z]
     points = [(at["variance"], at["lengthscale"], *(at[name] for name in hypothesis.extents)) for at in sites]
-    likelihood = partial(ExpectedCategorical, contrasts=data.codes)
+    likelihood = partial(ExpectedCategorical, contrasts=data.codes, draws=EVERY, seed=1)  # others than in training
     with torch.no_grad():
         expected = _expected(process, likelihood, points)
         prior = torch.stack([log_joint.terms(row)[0] for row in z])
         test = _moments(process, points, data.x_test)
     logs = prior + expected - process.inducing.divergence() - fixed.log_prob(z)
-    probabilities = torch.stack([likelihood(*at).probabilities for at in test])
+    probabilities = torch.stack(
+        [torch.cat([likelihood(*part).probabilities for part in zip(*_split(at), strict=True)]) for at in test]
+    )
     return SparseFit(
         label=hypothesis.label,
         evidence=lower_bound(logs.detach()),
         count=len(data.y),
-        inducing=len(chosen.y),
+        inducing=kernel.count,
         sites={name: torch.stack([row[name] for row in sites]) for name in log_joint.transforms},
         path=path,
         test_mean=torch.stack([mean for mean, _ in test]).mean(0),
@@ -124,7 +127,7 @@ def _train(guide: SkewNormal, statement: Any, process: SparseProcess, steps: int
         if step >= WARM:
             optimiser.step()
             schedule.step()
-        process.follow(max(1 / (step + 1), process.batch / len(process.targets), SLOWEST))
+        process.follow(max(FASTEST / (step + 1) ** 0.5, SLOWEST))
         path.append(-float(loss.detach()) / len(process.targets))
     return path
 
@@ -144,5 +147,12 @@ def _moments(process: SparseProcess, points: list[tuple[Tensor, ...]], images: T
 
 def _expected(process: SparseProcess, likelihood: Any, points: list[tuple[Tensor, ...]]) -> Tensor:
     """Expected log likelihood `[S]` of all data at each point."""
-    moments = _moments(process, points, process.images)
-    return torch.stack([likelihood(*at).log_prob(process.targets).sum() for at in moments])
+    sums = []
+    for at in _moments(process, points, process.images):
+        parts = zip(*_split(at), process.targets.split(BLOCK), strict=True)
+        sums.append(torch.stack([likelihood(mean, spread).log_prob(y).sum() for mean, spread, y in parts]).sum())
+    return torch.stack(sums)
+
+
+def _split(moments: tuple[Tensor, Tensor]) -> list[tuple[Tensor, ...]]:
+    return [each.split(BLOCK) for each in moments]

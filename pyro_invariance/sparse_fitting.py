@@ -15,15 +15,13 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
 from pyro_invariance import priors
-from pyro_invariance.averaged import AveragedKernel
+from pyro_invariance.averaged import AveragedKernel, FeatureKernel
 from pyro_invariance.collapsed import FLAT, Collapsed, collapsed
 from pyro_invariance.datasets import Dataset
 from pyro_invariance.evidence.base import Evidence, LogJoint
 from pyro_invariance.evidence.importance import lower_bound
-from pyro_invariance.interdomain import InterDomainKernel
 from pyro_invariance.modes import climbed
 from pyro_invariance.numerics import float64
-from pyro_invariance.orbit_process import Kernel
 from pyro_invariance.processes import code_log_density, mixed
 from pyro_invariance.sparse import Inducing, SparseProcess
 from pyro_invariance.typing import BadInput
@@ -47,11 +45,11 @@ class SparseFit:
         Lower bound on the log evidence of all images, from draws of the hyperparameters with the best guide of the
         inducing values at each.  Not to be compared with the evidence of a subset.
     count, inducing : int
-        Number of images, and of inducing images.
+        Number of images, and of inducing values.
     sites : dict of str to Tensor `[S]`
         Draws of the hyperparameters that the evidence comes from.
     path : list of float
-        Bound per image at each step of Newton's method.
+        Bound, with the prior of noise and variance, per image at each step of Newton's method.
     test_mean, test_variance, test_log_density : Tensor `[M, O]`, `[M]`, `[M, C]` or `[M, 1]`
         Predictive moments of the targets, and log density of each class's code (of the value), at the test images.
     cpu_seconds : float
@@ -83,24 +81,26 @@ def fit_sparse(hypothesis: Hypothesis, data: Dataset, size: int, seed: int = 0) 
         Any number of images.
     size : int
         Inducing images, class-balanced, drawn with the seed; they set the units of the kernel too.  As many as there
-        are images make the bound exact at each point of the hyperparameters.
+        are images make the bound exact at each point of the hyperparameters.  A kernel of finitely many features
+        takes its centres from them, and its bound is exact.
 
     Raises
     ------
     BadInput
-        For a hypothesis without a function, whose evidence needs no approximation, or fewer than two inducing images.
+        For a hypothesis whose `sparse` is false, or fewer than two inducing images.
     """
     if size < 2:
         raise BadInput(f"size: got {size}; two inducing images or more are accepted")
-    if hypothesis.kind == "null":
-        raise BadInput(f"hypothesis: {hypothesis.label!r} has no function to approximate; use fit, which is fast")
+    if not hypothesis.sparse:
+        raise BadInput(f"hypothesis: {hypothesis.label!r} is no single Gaussian process; fit takes any hypothesis")
     begin = time.process_time()
     few = data.subset(FEW, seed)
     log_joint = LogJoint(hypothesis.model, hypothesis.prepare(few))
     z, width = max(climbed(hypothesis, few, log_joint, seed), key=lambda m: m.value).z, WIDE
     chosen = data.subset(size, seed)
-    unknown = Inducing.prior(len(chosen.y), data.targets.shape[1])
-    process = SparseProcess(inducing_kernel(hypothesis, chosen), data.x, data.targets, unknown, len(data.y))
+    kernel = inducing_kernel(hypothesis, chosen)
+    unknown = Inducing.prior(kernel.count, data.targets.shape[1])
+    process = SparseProcess(kernel, data.x, data.targets, unknown, len(data.y))
     names = ("lengthscale", *hypothesis.extents)
     if len(data.y) > 2 * SOME:
         some = data.subset(SOME, seed)
@@ -116,7 +116,7 @@ def fit_sparse(hypothesis: Hypothesis, data: Dataset, size: int, seed: int = 0) 
         label=hypothesis.label,
         evidence=replace(lower_bound(draws.log_weights), drift=search.drift),
         count=len(data.y),
-        inducing=len(chosen.y),
+        inducing=kernel.count,
         sites={name: torch.stack([row[name] for row in draws.sites]) for name in log_joint.transforms},
         path=search.path,
         test_mean=middle,
@@ -127,12 +127,10 @@ def fit_sparse(hypothesis: Hypothesis, data: Dataset, size: int, seed: int = 0) 
 
 
 @torch.no_grad()  # few Gram matrices are needed: their distances are not kept
-def inducing_kernel(hypothesis: Hypothesis, chosen: Dataset) -> Kernel:
-    """Kernel of the inducing values: of the function itself, or of its base function where views are sampled."""
+def inducing_kernel(hypothesis: Hypothesis, chosen: Dataset) -> Any:
+    """Kernel of the inducing values: of the function itself, or of the weights where it has finitely many features."""
     kernel = hypothesis.prepare(chosen)[0]
-    if isinstance(kernel, AveragedKernel):
-        return InterDomainKernel(kernel.orbit, kernel.pixels, chosen.x, unit=kernel.unit)
-    return kernel
+    return FeatureKernel(kernel) if isinstance(kernel, AveragedKernel) else kernel
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ r"""A sum of priors over functions with a learned scale each: continuous selecti
 
 Every :math:`\bar k_b` has mean variance one over the images, so that :math:`s_b^2 / \sum_c s_c^2` is the share of the
 prior variance that part `b` has: automatic relevance determination [mackay1992bayesian] over symmetries.  The prior has
-mass at zero; one climb of the log joint density drives the scales of unsupported parts there, where discrete selection
+mass at zero; a climb of the log joint density drives the scales of unsupported parts there, where discrete selection
 climbs once for each hypothesis.
 
 The largest share names the discrete winner.  A range at zero is its `trivial` and counts as such; one that went to the

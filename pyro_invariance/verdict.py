@@ -159,7 +159,8 @@ def _contrast(symmetry: str, fits: list[Fit], null: Fit | None) -> Verdict:
 
 def _shut(f: Fit) -> str:
     """Which of the ranges of a hypothesis the data have closed, and which are left."""
-    shut, kept = ([name for name, r in f.extents.items() if r.zero is zero] for zero in (True, False))
+    shut = [name for name, r in f.extents.items() if r.zero]
+    kept = [name for name, r in f.extents.items() if not r.zero and not r.undetermined]
     return f"; ranges kept: {', '.join(kept)}; shut off: {', '.join(shut)}" if shut and kept else ""
 
 

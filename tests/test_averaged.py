@@ -6,12 +6,15 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from pyro_invariance import averaged
-from pyro_invariance.averaged import AveragedKernel
+from pyro_invariance.averaged import AveragedKernel, FeatureKernel
+from pyro_invariance.collapsed import collapsed
 from pyro_invariance.groups import Mirror, Trivial
 from pyro_invariance.matrix_groups import Affine, Colour
 from pyro_invariance.orbits import FiniteOrbit, Orbit
+from pyro_invariance.processes import GaussianProcess
 from pyro_invariance.quadrature import ComposedOrbit, SobolOrbit
 from pyro_invariance.representations import Pixels
+from pyro_invariance.sparse import Inducing, SparseProcess
 from pyro_invariance.typing import BadInput
 
 N, CENTRES, SIDE = 7, 5, 8
@@ -204,3 +207,31 @@ def test_memory_counts_what_is_kept():
 def test_images_that_are_all_the_same_are_refused():
     with pytest.raises(BadInput, match=r"images: all 3 are the same"):
         AveragedKernel(ORBITS["trivial"][0], Pixels(1), torch.ones(3, 1, SIDE, SIDE))
+
+
+def check_weights(kernel: AveragedKernel, name: str, images: Tensor, others: Tensor) -> None:
+    through, at = FeatureKernel(kernel), (LENGTH, *extents_of(name))
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            new, variance = through.cross(through.compared(others), *at)
+            old, _ = through.cross(through.compared(images), *at)
+            covariance, prior = kernel.cross(kernel.compared(others), *at)
+        torch.testing.assert_close(new @ through.gram(*at) @ old.T, covariance, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(variance, prior, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ORBITS)
+def test_weights_of_the_features_know_the_function(name, images, others):
+    kernel = made(AveragedKernel, name, images)
+    check_weights(kernel, name, images, others)
+    at, targets = (LENGTH, *extents_of(name)), torch.randn(N, 2, generator=torch.Generator().manual_seed(3))
+    process = SparseProcess(FeatureKernel(kernel), images, targets, Inducing.prior(CENTRES, 2), N)
+    variance, noise = torch.tensor(1.3), torch.tensor(0.2)
+    truth = GaussianProcess(kernel.gram(*at), variance, noise, (N, 2)).log_prob(targets)
+    assert float(collapsed(process, [at])[0].bound(noise, variance)) == pytest.approx(float(truth), abs=1e-6)
+
+
+def test_weights_without_units_are_caught(images, others, monkeypatch):
+    monkeypatch.setattr(AveragedKernel, "scaled_features", AveragedKernel.features)
+    with pytest.raises(AssertionError):
+        check_weights(made(AveragedKernel, "affine", images), "affine", images, others)

@@ -49,7 +49,7 @@ def test_best_is_carried_and_never_ranked(selected):
 def test_it_is_said_that_it_is_another_bound(selected):
     run, _ = selected
     for words in (describe(run), " ".join(cautions(run))):
-        assert "carried to all 200 items through 40" in words
+        assert "carried to all 200 items through 40 inducing values" in words
         assert "no part of the ranking" in words
 
 
@@ -72,6 +72,20 @@ def test_a_damaged_one_is_named(selected, tmp_path):
     (tmp_path / "carried.json").write_text("{}")
     with pytest.raises(BadInput, match=r"carried.json.*damaged"):
         carrying.read(tmp_path)
+
+
+def test_one_that_fails_is_said_and_the_selection_stands(data, few, monkeypatch, tmp_path):
+    def failing(*args: object) -> None:
+        raise FloatingPointError("inducing values explain too much")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(carrying, "fit_sparse", failing)
+        run = select(data, hypotheses=NAMES, out=tmp_path / "run", jobs=1)
+    words = "SO2 could not be carried to all 200 items (FloatingPointError: inducing values explain too much)"
+    for found in (run, results.load(tmp_path / "run")):
+        assert words in describe(found)
+        assert found.best.label == "SO2"
+    assert results.load(tmp_path / "run").carried == words
 
 
 def test_an_interrupted_carry_leaves_the_run(data, few, monkeypatch, tmp_path):

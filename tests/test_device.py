@@ -60,6 +60,8 @@ def run(func: Any, args: Any, kwargs: dict) -> Any:
     """Carry out one operation where its arguments are; on both devices at once only as a GPU would."""
     held = [t for t in tree_iter((args, kwargs)) if isinstance(t, Elsewhere)]
     if held and func not in COPIES:  # what is indexed and what is put there, wherever the indices are
+        if func._schema.name.endswith("_") and args[0].device.type == "cpu":
+            raise RuntimeError(f"{func}: what is on a device cannot be put into a tensor on the CPU")
         together = (args[0], args[2:]) if func in INDICES else (args, kwargs)
         strangers = [t for t in tree_iter(together) if isinstance(t, Tensor) and not isinstance(t, Elsewhere)]
         if any(t.dim() > 0 for t in strangers):
@@ -110,6 +112,7 @@ def named(data: Dataset, entry: str, label: str) -> Any:
 KERNELS = [
     *[("orbit_gp", label) for label in ("trivial-polar", "O2", "rotation", "translation", "convolution")],
     ("turning_patches", "rotation"),
+    ("augmentation_gp", "affine"),
 ]
 
 

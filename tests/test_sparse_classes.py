@@ -71,6 +71,14 @@ def test_a_guide_that_does_not_follow_is_caught(data, fitted, monkeypatch):
     assert fit_classes(turns(data), data, SIZE, steps=STEPS).evidence.value < fitted.evidence.value - 10
 
 
+def test_ten_classes_in_one_batch():
+    digits = zoo.load_data("digits", 0).subset(300, 0)
+    trivial = next(h for h in zoo.load("orbit_gp").hypotheses(digits) if h.label == "trivial-polar")
+    found = fit_classes(trivial, digits, 60, steps=STEPS)
+    assert found.evidence.value / 300 > -0.6 * math.log(10)
+    assert float((found.test_log_density.argmax(1) == digits.y_test).double().mean()) > 0.85
+
+
 def test_bad_input_is_named(data):
     values = zoo.load("orbit_gp").data("SO2", 0, size=50, test=10, side=10)
     with pytest.raises(BadInput, match="has values, not classes"):

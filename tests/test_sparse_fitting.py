@@ -96,11 +96,22 @@ def test_large_data_are_searched_in_part_first(data, through, monkeypatch):
 
 def test_bad_input_is_named(data):
     null = next(h for h in zoo.load("orbit_gp").hypotheses(data) if h.kind == "null")
-    with pytest.raises(BadInput, match="'null' has no function to approximate"):
-        fit_sparse(null, data, 10)
+    summed = next(h for h in zoo.load("orbit_gp").hypotheses(data) if h.name == "composition")
+    for other in (null, summed):
+        with pytest.raises(BadInput, match=f"'{other.label}' is no single Gaussian process"):
+            fit_sparse(other, data, 10)
     for size in (1, 0, -3):
         with pytest.raises(BadInput, match=f"size: got {size}; two inducing images or more"):
             fit_sparse(rotation(data), data, size)
+
+
+def test_features_of_sampled_views_are_carried_as_they_are_ranked(float64):
+    data = zoo.load("augmentation_gp").data("mirror", 0, size=120, test=60)
+    mirror = next(h for h in zoo.load("augmentation_gp").hypotheses(data) if h.name == "mirror")
+    ranked, carried = fit(mirror, data), fit_sparse(mirror, data, len(data.y))
+    error = 3 * math.hypot(ranked.evidence.std_error, carried.evidence.std_error)
+    assert carried.evidence.value == pytest.approx(ranked.evidence.value, abs=1.5 + error)
+    assert torch.corrcoef(torch.stack([carried.test_mean[:, 0], ranked.test_mean[:, 0]]))[0, 1] > 0.99
 
 
 def test_no_test_images_are_no_matter(data, through):
