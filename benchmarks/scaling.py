@@ -42,7 +42,7 @@ from pyro_invariance.modes import few
 from pyro_invariance.numerics import float64
 from pyro_invariance.processes import GaussianProcess
 from pyro_invariance.sparse import Inducing, SparseProcess
-from pyro_invariance.sparse_fitting import WIDE, _Search, fit_sparse, inducing_kernel
+from pyro_invariance.sparse_fitting import WIDE, Search, fit_sparse, inducing_kernel
 from pyro_invariance.zoo import Hypothesis
 
 PARTS = ("time", "bound", "step", "compile")
@@ -68,7 +68,7 @@ def memory(name: str) -> int:
     return 1024 * int(lines[name].split()[0])
 
 
-class Watched(_Search):
+class Watched(Search):
     """Notes when each pass over the data has ended, how many they are and the bound per datum where it looked first."""
 
     passes: list[tuple[float, int, float]] = []  # noqa: RUF012
@@ -85,7 +85,7 @@ def timed(count: int, entry: str, label: str, inducing: int) -> dict[str, Any]:
     hypothesis, taken = find(data, entry, label), data.x.nbytes
     Path("/proc/self/clear_refs").write_text("5")
     before, begin = memory("VmRSS"), time.process_time()
-    sparse_fitting._Search = Watched  # type: ignore[misc]
+    sparse_fitting.Search = Watched  # type: ignore[misc]
     found = fit_sparse(hypothesis, data, inducing)
     whole = [(at - begin, bound) for at, n, bound in Watched.passes if n == count]
     final = max(bound for _, bound in whole)
@@ -141,7 +141,7 @@ def bounds(count: int, sizes: list[int], entry: str, label: str) -> list[dict[st
             chosen = data.subset(size, 0)
             kernel, unknown = make(hypothesis, chosen), Inducing.prior(size, data.targets.shape[1])
             process = SparseProcess(kernel, data.x, data.targets, unknown, count)
-            at = log_joint.unpack(_Search(process, log_joint, names).top(start, WIDE)[0])
+            at = log_joint.unpack(Search(process, log_joint, names).top(start, WIDE)[0])
             noise, variance, shape = priors.NOISE_FLOOR + at["noise"], at["variance"], [at[name] for name in names]
             with torch.no_grad():
                 bound = float(collapsed(process, [tuple(shape)])[0].bound(noise, variance))

@@ -199,7 +199,7 @@ class Selection:
         e = c.evidence
         return {
             "name": c.label,
-            "method": f"sparse bound through {c.inducing} inducing images",
+            "method": f"sparse bound through {c.inducing} inducing values",
             "n": c.count,
             **{"log_evidence": e.value, "bound": e.bound, "std_error": e.std_error, "drift": e.drift},
             "test": self.test_scores(c),
@@ -330,5 +330,6 @@ def _restore(path: Path, content: dict[str, Any]) -> Selection:
     fits.sort(key=lambda f: -f.evidence.value)
     chosen = tuple(hypotheses[row["label"]] for row in rows)
     seed, checked = content["seed"], Scrutiny.read(path)
-    carried = (content["carried"] or {}).get("failed") or carrying.read(path)
+    said = content["carried"]  # none where it was left out, though an earlier run may have stored one
+    carried = said and (said.get("failed") or carrying.read(path))
     return Selection(data, chosen, tuple(fits), failed, content["entry"], seed, checked, carried)

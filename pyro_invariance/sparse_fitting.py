@@ -105,8 +105,8 @@ def fit_sparse(hypothesis: Hypothesis, data: Dataset, size: int, seed: int = 0) 
     if len(data.y) > 2 * SOME:
         some = data.subset(SOME, seed)
         part = replace(process, images=some.x, targets=data.encode(some.y))
-        z, width = _Search(part, log_joint, names).top(z, width)[0], APART
-    search = _Search(process, log_joint, names)
+        z, width = Search(part, log_joint, names).top(z, width)[0], APART
+    search = Search(process, log_joint, names)
     with poutine.seed(rng_seed=seed):
         draws = search.draws(*search.top(z, width))
     mean, variance = _predict(process, draws, data.x_test)
@@ -143,7 +143,7 @@ class _Draws:
 
 
 @dataclass
-class _Search:
+class Search:
     """The largest bound over all data, by Newton's method in what the kernel takes; noise and variance cost nothing.
 
     `z` are unconstrained values of all sites; `shape` names those that the kernel takes.

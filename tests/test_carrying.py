@@ -62,6 +62,9 @@ def test_a_stored_one_is_read_back(selected, data, monkeypatch):
     monkeypatch.setattr(carrying, "fit_sparse", refit)
     assert select(data, hypotheses=NAMES, out=folder, jobs=1).carried.evidence == run.carried.evidence
     assert results.load(folder).carried.evidence == run.carried.evidence
+    assert select(data, hypotheses=NAMES, out=folder, jobs=1, carry=False).carried is None
+    assert results.load(folder).carried is None  # as the run that was made last says
+    assert select(data, hypotheses=NAMES, out=folder, jobs=1).carried is not None
 
 
 def test_a_damaged_one_is_named(selected, tmp_path):

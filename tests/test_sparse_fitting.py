@@ -9,7 +9,7 @@ import torch
 from pyro_invariance import sparse_fitting, zoo
 from pyro_invariance.datasets import Dataset
 from pyro_invariance.fitting import Fit, fit
-from pyro_invariance.sparse_fitting import SparseFit, _Search, fit_sparse
+from pyro_invariance.sparse_fitting import Search, SparseFit, fit_sparse
 from pyro_invariance.typing import BadInput
 from pyro_invariance.zoo import Hypothesis
 
@@ -79,7 +79,7 @@ def test_bound_rises_while_it_is_searched(through):
 
 
 def test_hyperparameters_that_stay_are_caught(data, through, monkeypatch):
-    monkeypatch.setattr(_Search, "top", lambda self, z, width: (z, torch.ones(1)))  # where a few images put them
+    monkeypatch.setattr(Search, "top", lambda self, z, width: (z, torch.ones(1)))  # where a few images put them
     few = replace(data, x=data.x[:20], y=data.y[:20])
     monkeypatch.setattr(
         Dataset, "subset", lambda self, n, seed: few if n == sparse_fitting.FEW else subset(self, n, seed)
