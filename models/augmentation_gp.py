@@ -70,7 +70,7 @@ CARD = Card(
         "elastic": "smooth deformations of a limited amplitude",
         "colour": "changes of brightness and contrast (of saturation and hue as well), each within its range",
     },
-    data=("digits", "mnist", "fashion_mnist", "any .npz of images", "augmented-...: data(planted) of this file"),
+    data=("digits", "mnist", "fashion_mnist", "any .npz of images", "augmentation_gp-...: data(planted) of this file"),
     sites={
         "lengthscale": "[]",
         "variance": "[]",
@@ -180,4 +180,4 @@ def data(planted: str = "affine", seed: int = 0, size: int = 300, test: int = 20
     seed, size, test, side : int
         Seed, training images, test images, pixels per side.
     """
-    return simulate(hypotheses, PLANTED, planted, "augmented", seed=seed, size=size, test=test, side=side)
+    return simulate(hypotheses, PLANTED, planted, "augmentation_gp", seed=seed, size=size, test=test, side=side)

@@ -52,7 +52,7 @@ CARD = Card(
     kind="images",
     hypotheses=("null", "trivial", "C4", "SO2", "rotation"),
     symmetries={"C4": "quarter turns", "SO2": "any turn", "rotation": "turns"},
-    data=("digits", "mnist", "fashion_mnist", "any .npz of images", "turning-...: data(planted) of this file"),
+    data=("digits", "mnist", "fashion_mnist", "any .npz of images", "turning_patches-...: data(planted) of this file"),
     sites={"lengthscale": "[]", "variance": "[]", "noise": "[]", "rotation": "[]"},
     evidence=("lower (SVI over hyperparameters, f exact)", "upper (type-II maximum)"),
     references=("vanderwilk2017convolutional", "vanderwilk2018learning", "williams2001using"),
@@ -121,4 +121,4 @@ def data(planted: str = "rotation", seed: int = 0, size: int = 300, test: int = 
     seed, size, test, side : int
         Seed, training images, test images, pixels per side.
     """
-    return simulate(hypotheses, PLANTED, planted, "turning", seed=seed, size=size, test=test, side=side)
+    return simulate(hypotheses, PLANTED, planted, "turning_patches", seed=seed, size=size, test=test, side=side)

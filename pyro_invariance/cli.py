@@ -26,6 +26,8 @@ from pyro_invariance.selection import NothingFitted, select
 from pyro_invariance.typing import BadInput, checked_seed
 from pyro_invariance.verdict import of_sums
 
+NOUNS = {"images": "images", "series": "series", "points": "sets of points", "pairs": "pairs", "sphere": "places"}
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -141,7 +143,7 @@ def describe(result: results.Selection) -> str:
     drawn = (
         f", a class-balanced subset of {data.total} drawn with seed {result.seed}" if data.total > len(data.y) else ""
     )
-    lines = [f"{data.name}: evidence on {len(data.y)} images{drawn}; {data.coding}", ""]
+    lines = [f"{data.name}: evidence on {len(data.y)} {NOUNS[data.kind]}{drawn}; {data.coding}", ""]
     table = result.table.round(3).drop(columns=["cpu_seconds"])
     lines += [table.to_string(float_format=lambda v: f"{v:.3f}" if abs(v) < 10 else f"{v:.1f}"), result.ranking, ""]
     lines += [f"{label:16} {reason}" for label, reason in result.failed.items()]
@@ -219,7 +221,9 @@ def _profile(chosen: argparse.Namespace) -> int:
     candidates = [h for h in zoo.choose(data, chosen.model, [chosen.hypothesis]) if h.extents]
     if not candidates:
         raise BadInput(f"hypothesis: {chosen.hypothesis!r} has no learned range to profile")
-    print(f"{data.name}, {len(data.y)} of {data.total} images: largest log joint density, the rest optimised")
+    print(
+        f"{data.name}, {len(data.y)} of {data.total} {NOUNS[data.kind]}: largest log joint density, the rest optimised"
+    )
     result = profile(candidates[0], data)
     for extent, value in zip(result.extent, result.log_density, strict=True):
         shown = f"{np.degrees(extent):8.1f} deg" if result.unit == "rad" else f"{extent:8.3f}"

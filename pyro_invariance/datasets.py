@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -18,8 +18,9 @@ from pyro_invariance.processes import class_codes
 from pyro_invariance.representations import ground
 from pyro_invariance.typing import BadInput
 
-KINDS = ("images", "series", "points")
 NAMES = ("digits", *downloads.SOURCES)
+Kind = Literal["images", "series", "points", "pairs", "sphere"]
+KINDS = get_args(Kind)
 LIMIT = 2_000  # images that an exact evidence is computed on
 
 
@@ -40,10 +41,10 @@ class Dataset:
     name : str
         Built-in name or file stem.
     kind : str
-        `images`, `series` or `points`.
+        `images`, `series`, `points`, `pairs` or `sphere`.
     x, y : Tensor
         Inputs the evidence is computed on (images `[N, C, H, W]`, float64) and labels `[N]` (integer classes, or
-        float64 values for regression).
+        float64 values for regression), or values of several numbers each `[N, ...]`.
     x_test, y_test : Tensor
         Held-out data, possibly empty.
     classes : int or None
@@ -59,7 +60,7 @@ class Dataset:
     """
 
     name: str
-    kind: Literal["images", "series", "points"]
+    kind: Kind
     x: Tensor
     y: Tensor
     x_test: Tensor
@@ -76,10 +77,18 @@ class Dataset:
         return None if self.classes is None else class_codes(self.y.bincount(minlength=self.classes))
 
     def encode(self, y: Tensor) -> Tensor:
-        """Targets `[n, O]`: class contrasts, or values centred and scaled by those of the training labels."""
+        """Targets `[n, O]`: class contrasts, or values in `unit`."""
         if self.codes is not None:
             return self.codes[y]
-        return ((y - self.y.mean()) / self.y.std())[:, None]
+        centre, scale = self.unit
+        return ((y - centre) / scale).flatten(1) if y.dim() > 1 else ((y - centre) / scale)[:, None]
+
+    @property
+    def unit(self) -> tuple[Tensor, Tensor]:
+        """Zero and one of the targets: mean and standard deviation of single values; vectors are left as they are."""
+        if self.y.dim() > 1:  # to centre a vector would prefer a direction
+            return torch.zeros(()).to(self.y), torch.ones(()).to(self.y)
+        return self.y.mean(), self.y.std()
 
     @property
     def targets(self) -> Tensor:
@@ -90,7 +99,7 @@ class Dataset:
     def coding(self) -> str:
         """The target coding in words."""
         if self.codes is None:
-            return "values centred and scaled to unit variance"
+            return "values as they are" if self.y.dim() > 1 else "values centred and scaled to unit variance"
         classes, outputs = self.codes.shape
         if classes == 2:
             return "one output of {:+.3g} and {:+.3g}".format(*self.codes[:, 0].tolist())
@@ -221,11 +230,13 @@ def from_arrays(
         What to call it.
     x_train, x_test : ndarray
         Images `[N, H, W]` or `[N, H, W, C]` (integers are divided by the maximum of their dtype, floats are used as
-        given), series `[N, T]` or points `[N, P, D]`.
+        given), series `[N, T]`, points `[N, P, D]`, first halves of pairs `[N, ...]`, or places on a sphere `[N, 2]`:
+        latitude and longitude in degrees.
     y_train, y_test : ndarray `[N]`
-        Integers 0..C-1 mean classes, floats regression.
+        Integers 0..C-1 mean classes, floats regression; floats `[N, ...]` are values of several numbers each, as the
+        second halves of pairs are.
     kind : str, optional
-        `images`, `series` or `points`; without it 2-D arrays are series, 3-D and 4-D images.
+        `images`, `series`, `points`, `pairs` or `sphere`; without it 2-D arrays are series, 3-D and 4-D images.
 
     Raises
     ------
@@ -248,6 +259,8 @@ def from_arrays(
     dtype, item = str(x_train.dtype), x_train.shape[1:]
     x_train, x_test = _inputs("x_train", x_train), _inputs("x_test", x_test)
     chosen = _kind(kind, x_train)
+    if chosen == "pairs":
+        y_train, y_test = _halves("y_train", y_train, x_train), _halves("y_test", y_test, x_test)
     if x_test.shape[1:] != x_train.shape[1:]:
         raise BadInput(f"x_test: items of shape {x_test.shape[1:]}, those of x_train have {x_train.shape[1:]}")
     if x_train.size == 0 or not np.ptp(x_train.reshape(len(x_train), -1), axis=0).any():
@@ -303,7 +316,7 @@ def _inputs(name: str, x: np.ndarray) -> np.ndarray:
     return x
 
 
-def _kind(kind: object, x: np.ndarray) -> Literal["images", "series", "points"]:
+def _kind(kind: object, x: np.ndarray) -> Kind:
     inferred = {2: "series", 3: "images", 4: "images"}.get(x.ndim)
     chosen = inferred if kind is None else str(np.asarray(kind))
     if chosen not in KINDS:
@@ -316,20 +329,40 @@ def _kind(kind: object, x: np.ndarray) -> Literal["images", "series", "points"]:
             raise BadInput(f"x_train: got images of {x.shape[1]} x {x.shape[2]} pixels; 4 x 4 is the least")
         if x.ndim == 4 and x.shape[3] > 4:
             raise BadInput(f"x_train: got {x.shape[3]} channels in shape {x.shape}; channels come last, 4 at most")
-    elif x.ndim != {"series": 2, "points": 3}[chosen]:
+    elif chosen == "sphere":
+        if x.ndim != 2 or x.shape[1] != 2:
+            raise BadInput(f"x_train: got shape {x.shape}; places on a sphere are [N, 2], latitude and longitude")
+        if abs(x[:, 0]).max() > 90:
+            raise BadInput(f"x_train: got latitudes to {abs(x[:, 0]).max():g}; the first column is degrees, -90 to 90")
+    elif chosen == "pairs":
+        if x.ndim < 2:
+            raise BadInput(f"x_train: got shape {x.shape}; first halves of pairs are [N, ...], several numbers each")
+    elif x.ndim != (2 if chosen == "series" else 3):
         raise BadInput(f"x_train: got shape {x.shape}; series are [N, T], points [N, P, D]")
     return chosen  # type: ignore[return-value]
 
 
+def _halves(name: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Second halves of pairs, read as the first ones are."""
+    if y.shape != x.shape:
+        raise BadInput(f"{name}: got shape {y.shape}; the halves of a pair have one shape, here {x.shape}")
+    return _inputs(name, y)
+
+
 def _labels(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> int | None:
     for name, inputs, labels in (("y_train", x, y), ("y_test", x_test, y_test)):
-        if labels.ndim != 1 or len(labels) != len(inputs):
+        if len(labels) != len(inputs) or (labels.ndim != 1 and labels.dtype.kind != "f"):
             raise BadInput(f"{name}: got shape {labels.shape} for {len(inputs)} items; one label per item")
+        if labels.shape[1:] != y.shape[1:]:
+            raise BadInput(f"{name}: values of shape {labels.shape[1:]}, those of y_train have {y.shape[1:]}")
+        if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+            raise BadInput(
+                f"{name}: got {int((~np.isfinite(labels)).sum())} values that are NaN or infinite; finite ones are "
+                "accepted: leave out items whose value is missing"
+            )
     if y.dtype.kind == "f":
-        if not (np.isfinite(y).all() and np.isfinite(y_test).all()):
-            raise BadInput("y_train, y_test: got NaN or infinite values; finite ones are accepted")
         if np.ptp(y) == 0:
-            raise BadInput(f"y_train: all values are {y[0]}, there is nothing to learn")
+            raise BadInput(f"y_train: all values are {y.flat[0]}, there is nothing to learn")
         return None
     found = np.unique(y.astype(np.int64))
     if found[0] < 0:

@@ -46,7 +46,7 @@ class Deformation(ABC):
 
     @abstractmethod
     def move(self, coefficients: Tensor, x: Tensor) -> Views:
-        """Views `[N, V, *event]` of `x` `[N, *event]` under coefficients `[V, G]`."""
+        """Views `[N, V, *event]` of `x` `[N, *event]` under coefficients `[V, G]` or `[N, V, G]`."""
 
 
 class Elastic(Deformation):
@@ -71,7 +71,7 @@ class Elastic(Deformation):
     def move(self, coefficients: Tensor, x: Images) -> Views:
         rows, columns = (cosines(self.modes + 1, side, x) for side in x.shape[-2:])
         waves = torch.stack([torch.outer(rows[k], columns[m]) for k, m in self.frequencies])  # [M, H, W]
-        down, right = torch.tensordot(coefficients.to(x).unflatten(-1, (2, -1)), waves, 1).unbind(1)  # [V, H, W] each
+        down, right = torch.tensordot(coefficients.to(x).unflatten(-1, (2, -1)), waves, 1).unbind(-3)  # [*, V, H, W]
         here = torch.stack(torch.meshgrid(*(centres(n, x) for n in x.shape[-2:]), indexing="ij")[::-1], -1)
         moved = Pixels().read(x[:, None], here - torch.stack([right, down], -1))
         # what reading itself changes, by rounding, is taken back; in place, as views are large
@@ -97,7 +97,7 @@ class Warp(Deformation):
 
     def move(self, coefficients: Tensor, x: Tensor) -> Views:
         length = x.shape[-1]
-        speed = torch.exp(-(coefficients.to(x) @ cosines(self.modes + 1, length, x)[1:]))  # [V, T]
+        speed = torch.exp(-(coefficients.to(x) @ cosines(self.modes + 1, length, x)[1:]))  # [*, V, T]
         passed = speed.cumsum(-1)
         source = (2 * passed - speed) / passed[..., -1:] - 1  # at the middle of each sample
         return interpolate(x[:, None], source - centres(length, x))

@@ -71,7 +71,9 @@ def inference_data(
         "log_prior": {k: v for k, v in named(fit.site_log_prior).items() if not k.endswith("_degrees")},
         "sample_stats": named(weights),
         "observed_data": {k: (dims[2:], v[0, 0]) for k, (dims, v) in one_draw.items()},
-        "constant_data": {"label": (["item"], data.y.numpy())},
+        "constant_data": {
+            "label": (["item", *(f"label_dim_{axis}" for axis in range(data.y.dim() - 1))], data.y.numpy())
+        },
         "climb": _climb(fit),
     }
     attributes = {

@@ -3,6 +3,7 @@
 Nothing here knows what the model is: any Pyro model will do whose latent sites are continuous or summed out.
 """
 
+import math
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -324,9 +325,13 @@ def _predict(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Predictive moments `[M, O]`, `[M]` and log density of the codes, a mixture over draws of the hyperparameters."""
     codes = data.codes if data.codes is not None else data.encode(data.y_test)
-    if hypothesis.predict is None or len(data.y_test) == 0:
-        return torch.zeros(0, codes.shape[-1]), torch.zeros(0), torch.zeros(0, len(codes) if data.classes else 1)
-    mean, variance = hypothesis.predict(args, sites, data.x_test)
-    at = codes if data.classes else codes[:, None, :]
-    density = code_log_density(mean, variance, at)
-    return *mixed(mean, variance), density
+    mean, variance = torch.zeros(0, codes.shape[-1]), torch.zeros(0)
+    density = torch.zeros(0, len(codes) if data.classes else 1)
+    if len(data.y_test) and hypothesis.predict is not None:
+        moments = hypothesis.predict(args, sites, data.x_test)
+        mean, variance = mixed(*moments)
+        density = code_log_density(*moments, codes if data.classes else codes[:, None, :])
+    if len(data.y_test) and hypothesis.log_density is not None:
+        logs = hypothesis.log_density(args, sites, data.x_test, data.encode(data.y_test))
+        density = (logs.logsumexp(0) - math.log(len(sites)))[:, None]
+    return mean, variance, density

@@ -70,7 +70,7 @@ class MatrixGroup(Group):
         return torch.linalg.inv(g)
 
     def move(self, coefficients: Tensor, x: Tensor) -> Views:
-        """Views `[N, V, *event]` of `x` `[N, *event]` under the elements with coefficients `[V, G]`."""
+        """Views `[N, V, *event]` of `x` `[N, *event]` under the elements with coefficients `[V, G]` or `[N, V, G]`."""
         return self.act(self.exp(coefficients), x[:, None])
 
     def sample(self, shape: Sequence[int] = ()) -> Elements:

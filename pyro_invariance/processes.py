@@ -6,7 +6,9 @@ and would count the data twice); two classes give one output, -1 and +1 if they 
 """
 
 import math
+from collections.abc import Callable
 from functools import cached_property
+from typing import Any, Protocol
 
 import torch
 from pyro.distributions import TorchDistribution, constraints
@@ -56,6 +58,26 @@ def mixed(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
     """Moments `[M, O]`, `[M]` of an equal mixture of D predictives; the variance is averaged over outputs."""
     between = (mean - mean.mean(0)).square().mean((0, 2))
     return mean.mean(0), variance.mean(0) + between
+
+
+class Kernel(Protocol):
+    """What makes a Gaussian process given hyperparameters (scalar tensors); conditioned on N inputs when it is made."""
+
+    @property
+    def width(self) -> int:
+        """Numbers that a comparison with one new input takes."""
+
+    @property
+    def gram(self) -> Callable[..., Tensor]:
+        """`(*hyperparameters) -> [N, N]`: correlations of the inputs."""
+
+    @property
+    def compared(self) -> Callable[[Tensor], Any]:
+        """New inputs as `cross` takes them: what the hyperparameters do not change is done once."""
+
+    @property
+    def cross(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """`(compared, *hyperparameters) -> [M, N], [M]`: correlations of new inputs with the old, and themselves."""
 
 
 class _LogEvidence(torch.autograd.Function):

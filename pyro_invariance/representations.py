@@ -55,23 +55,29 @@ class Pixels:
 
     def affine(self, x: Tensor, source: Tensor) -> Tensor:
         """Read `[*B, C, H, W]` at the places `source (column, row, 1)` on the grid [-1, 1], `source` `[*S, 2, 3]`."""
-        flat = source.to(x).reshape(-1, 2, 3)
-        places = F.affine_grid(flat, [len(flat), 1, *x.shape[-2:]], align_corners=False)
-        return self.read(x, places.reshape(*source.shape[:-2], *places.shape[-3:]))
+        row, column = torch.meshgrid(*(centres(n, x) for n in x.shape[-2:]), indexing="ij")
+        grid = torch.stack([column, row, torch.ones_like(row)])
+        places = source.to(x).reshape(-1, 3) @ grid.flatten(1)  # one product, where an affine_grid has one for each
+        return self.read(x, places.reshape(*source.shape[:-1], *x.shape[-2:]).movedim(-3, -1))
 
     def read(self, x: Tensor, places: Tensor) -> Tensor:
         """Bilinear values of `[*B, C, H, W]` at `places` `[*S, H, W, 2]`, (column, row) on [-1, 1]; zero outside."""
-        batch = torch.broadcast_shapes(x.shape[:-3], places.shape[:-3])
-        x = x.expand(*batch, *x.shape[-3:])
-        places = places[(None,) * (x.dim() - places.dim())]
-        # images that are read at the same places pass as channels of one, so that views are all that is allocated
-        shared = tuple(d for d in range(len(batch)) if places.shape[d] == 1)
-        last = tuple(range(len(batch) - len(shared), len(batch)))
-        x = x.movedim(shared, last)
-        flat = x.flatten(len(batch) - len(shared), -3)
-        places = places.reshape(-1, *places.shape[-3:])
-        values = F.grid_sample(flat.reshape(len(places), *flat.shape[-3:]), places, align_corners=False)
-        return values.reshape(x.shape).movedim(last, shared)
+        dims = max(x.dim(), places.dim()) - 3
+        x = x[(None,) * (dims + 3 - x.dim())]
+        places = places[(None,) * (dims + 3 - places.dim())]
+        # images that are read at the same places pass as channels of one, and places that one image is read at as more
+        # rows, so that views are all that is allocated
+        shared = [d for d in range(dims) if places.shape[d] == 1]
+        several = [d for d in range(dims) if x.shape[d] == 1 and places.shape[d] > 1]
+        each = [d for d in range(dims) if d not in shared + several]
+        sizes = [torch.broadcast_shapes(x.shape[d : d + 1], places.shape[d : d + 1])[0] for d in range(dims)]
+        count = math.prod(sizes[d] for d in each)
+        flat = x.permute(*each, *shared, *several, -3, -2, -1).reshape(count, -1, *x.shape[-2:])
+        grid = places.permute(*each, *several, *shared, -3, -2, -1).reshape(count, -1, *places.shape[-2:])
+        values = F.grid_sample(flat, grid, align_corners=False)
+        order = [*each, *shared, dims, *several]  # as they lie there; `dims` stands for the channels
+        values = values.reshape([[*sizes, x.shape[-3]][d] for d in order] + list(places.shape[-3:-1]))
+        return values.permute(*(order.index(d) for d in range(dims + 1)), -2, -1)
 
     def mirror(self, x: Tensor) -> Tensor:
         """Exchange left and right, the reflection that maps a polar angle `a` to `pi - a`."""

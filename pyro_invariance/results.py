@@ -127,8 +127,10 @@ class Selection:
             return {}
         scores = {"log_density": float(self._test_log_density(f).mean())}
         if self.data.classes is None:
+            if len(f.test_mean) == 0:
+                return scores
             truth = self.data.encode(self.data.y_test)
-            rmse = float((f.test_mean - truth).square().mean().sqrt()) * float(self.data.y.std())
+            rmse = float((f.test_mean - truth).square().mean().sqrt()) * float(self.data.unit[1])
             return {"rmse": rmse, **scores}
         log_probs = f.test_log_density.log_softmax(-1)
         correct = log_probs.argmax(-1) == self.data.y_test
@@ -149,7 +151,7 @@ class Selection:
 
     def _test_log_density(self, f: Fit | SparseFit) -> Tensor:
         if self.data.classes is None:
-            return f.test_log_density[:, 0] - self.data.y.std().log()
+            return f.test_log_density[:, 0] - self.data.unit[1].log()
         return f.test_log_density.gather(1, self.data.y_test[:, None])[:, 0]
 
     def inference_data(self, label: str | None = None) -> az.InferenceData:
@@ -171,9 +173,9 @@ class Selection:
 
     @float64()
     def predict(self, images: Tensor, label: str | None = None) -> Tensor:
-        """Class probabilities `[M, C]` (or means `[M]`) of new inputs `[M, ...]` by the best hypothesis or a named one.
+        """Class probabilities `[M, C]` (or means `[M, ...]`) of new inputs `[M, ...]`.
 
-        Averaged over the same draws of the hyperparameters as the test scores.
+        By the best hypothesis or a named one, averaged over the same draws of the hyperparameters as the test scores.
         """
         chosen = self._fit(label)
         hypothesis = self._hypothesis(chosen)
@@ -190,7 +192,8 @@ class Selection:
         mean, variance = hypothesis.predict(hypothesis.prepare(self.data), sites, images.to(torch.float64))
         codes = self.data.codes
         if codes is None:
-            return mean.mean(0)[:, 0] * self.data.y.std() + self.data.y.mean()
+            centre, scale = self.data.unit
+            return (mean.mean(0) * scale + centre).reshape(-1, *self.data.y.shape[1:])
         return code_log_density(mean, variance, codes).softmax(-1)
 
     def _plain_carried(self, c: SparseFit | str) -> dict[str, Any]:

@@ -16,22 +16,18 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import partial, reduce
 from itertools import islice
-from typing import TypeAlias
 
 import pyro
 import torch
 from torch import Tensor
 
 from pyro_invariance import priors
-from pyro_invariance.averaged import AveragedKernel
 from pyro_invariance.datasets import Dataset
-from pyro_invariance.kernels import BLOCK, OrbitKernel, PatchKernel
+from pyro_invariance.kernels import BLOCK
 from pyro_invariance.orbit_process import predict
-from pyro_invariance.processes import GaussianProcess
+from pyro_invariance.processes import GaussianProcess, Kernel
 from pyro_invariance.typing import BadInput, Images
 from pyro_invariance.zoo import Hypothesis
-
-Kernel: TypeAlias = OrbitKernel | PatchKernel | AveragedKernel
 
 
 class SumKernel:
@@ -39,7 +35,7 @@ class SumKernel:
 
     Parameters
     ----------
-    kernels : sequence of OrbitKernel, PatchKernel or AveragedKernel
+    kernels : sequence of Kernel
         Of the same images, each of mean variance one over them.
     ranges : sequence of int
         How many extents each of them takes.

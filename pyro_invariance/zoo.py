@@ -4,6 +4,7 @@ An entry is one file in `models/`; the directory is scanned, nothing else is edi
 """
 
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -72,6 +73,8 @@ class Hypothesis:
         Sites that are learned ranges.
     predict : callable, optional
         `(args, draws, inputs) -> (mean [D, M, O], variance [D, M])` for draws of the sites.
+    log_density : callable, optional
+        `(args, draws, inputs, targets [M, O]) -> [D, M]`: of new targets, where the moments of `predict` are not all.
     memory : callable
         `(dataset) -> bytes` needed at the peak, an estimate.
     priors : mapping of str to str
@@ -96,6 +99,7 @@ class Hypothesis:
     saturated: frozenset[str] = frozenset()
     extents: Mapping[str, Extent] = field(default_factory=dict)
     predict: Callable[[tuple, list[dict[str, Tensor]], Tensor], tuple[Tensor, Tensor]] | None = None
+    log_density: Callable[[tuple, list[dict[str, Tensor]], Tensor, Tensor], Tensor] | None = None
     memory: Callable[[Dataset], int] = lambda data: 0
     priors: Mapping[str, str] = field(default_factory=dict)
     moved: Callable[[Tensor, Mapping[str, float]], Mapping[str, Tensor]] | None = None
@@ -146,9 +150,10 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(f"pyro_invariance.models.{name}")
 
 
-def simulated() -> dict[str, str]:
-    """Planted symmetry of each data set that is simulated, by the name of the data set."""
-    return {f"simulated-{planted}": planted for planted in load(SIMULATOR).PLANTED}
+def simulated() -> dict[str, tuple[str, str]]:
+    """Entry and planted symmetry of each data set that is simulated, by its name."""
+    every = {f"{entry}-{planted}": (entry, planted) for entry in names() for planted in load(entry).PLANTED}
+    return {f"simulated-{planted}": (SIMULATOR, planted) for planted in load(SIMULATOR).PLANTED} | every
 
 
 def load_data(source: str | Path, seed: int = 0) -> Dataset:
@@ -159,8 +164,8 @@ def load_data(source: str | Path, seed: int = 0) -> Dataset:
     source : str or Path
         `digits` (scikit-learn's bundled 8 x 8 digits, 1,000 for training by the seed), `mnist` or `fashion_mnist` (all
         60,000 and 10,000 images, downloaded once), `simulated-mirror` and the like (images whose labels have that
-        symmetry), or the path of an `.npz` with `x_train`, `y_train`, optionally `x_test`, `y_test` and
-        `kind`.
+        symmetry), `augmentation_gp-affine` and the like (what that entry simulates), or the path of an `.npz` with
+        `x_train`, `y_train`, optionally `x_test`, `y_test` and `kind`.
     seed : int
         Draws the training half of `digits`, and the simulated images.
 
@@ -174,7 +179,8 @@ def load_data(source: str | Path, seed: int = 0) -> Dataset:
     planted = simulated()
     if str(source) not in planted:
         raise datasets.unknown(source, [*datasets.NAMES, *planted])
-    return load(SIMULATOR).data(planted[str(source)], seed)
+    entry, symmetry = planted[str(source)]
+    return load(entry).data(symmetry, seed)
 
 
 def catalogue() -> list[tuple[str, str, str, str, str]]:
@@ -187,9 +193,11 @@ def catalogue() -> list[tuple[str, str, str, str, str]]:
         elif downloads.cached(name):
             where = "cached"
         rows.append((name, source.title, "60,000 + 10,000", source.licence, where))
-    for name, planted in simulated().items():
+    for name, (entry, planted) in simulated().items():
         symmetry = "no symmetry" if planted == "none" else f"symmetry {planted}"
-        rows.append((name, f"blobs, 16 x 16, values of {symmetry}", "300 + 200", "none needed", "bundled"))
+        counts = inspect.signature(load(entry).data).parameters
+        size = " + ".join(str(counts[count].default) for count in ("size", "test"))
+        rows.append((name, f"{load(entry).CARD.kind}, {symmetry}", size, "none needed", "bundled"))
     return rows
 
 

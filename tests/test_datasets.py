@@ -20,6 +20,7 @@ from pyro_invariance.typing import BadInput
 N, SIDE = 20, 6
 IMAGES = np.random.default_rng(0).random((N, SIDE, SIDE))
 LABELS = np.arange(N) % 3
+PLACES = np.stack([np.linspace(-80, 80, N), np.linspace(-180, 171, N)], 1)  # latitude, longitude
 
 
 def changed(array: np.ndarray, where: object, value: float) -> np.ndarray:
@@ -91,6 +92,22 @@ BAD_ARRAYS = {
     "words for labels": ({"y_train": np.array(["a", "b"] * (N // 2))}, ("y_train", "<U1", "integers and floats")),
     "constant values": ({"y_train": LABELS * 0.0}, ("y_train", "0.0", "nothing to learn")),
     "NaN values": ({"y_train": changed(LABELS * 1.0, 0, np.nan)}, ("y_train", "NaN", "NaN or infinite")),
+    "missing values": ({"y_train": changed(LABELS * 1.0, 3, np.nan)}, ("y_train", "1 values", "leave out items")),
+    "halves that differ": (
+        {"kind": "pairs", "y_train": IMAGES[:, 1:]},
+        ("y_train", "(20, 5, 6)", "(20, 6, 6)", "one shape"),
+    ),
+    "halves that are labels": ({"kind": "pairs"}, ("y_train", "(20,)", "one shape")),
+    "a half that is not finite": (
+        {"kind": "pairs", "y_train": changed(IMAGES, 0, np.inf)},
+        ("y_train", "36 values", "finite"),
+    ),
+    "no places": ({"kind": "sphere"}, ("x_train", "(20, 6, 6)", "[N, 2], latitude and longitude")),
+    "longitude first": ({"kind": "sphere", "x_train": PLACES[:, ::-1]}, ("x_train", "180", "-90 to 90")),
+    "vectors of another length": (
+        {"y_train": PLACES, "x_test": IMAGES[:2], "y_test": PLACES[:2, :1]},
+        ("y_test", "(1,)", "(2,)"),
+    ),
     "unseen test class": ({"x_test": IMAGES[:2], "y_test": np.array([0, 3])}, ("y_test", "0 to 3", "0 to 2")),
     "negative test class": ({"x_test": IMAGES[:2], "y_test": np.array([-1, 2])}, ("y_test", "-1", "0 to 2")),
 }
@@ -272,6 +289,7 @@ def test_boolean_images_are_zero_and_one():
         ((N, 6, 6), None, "images"),
         ((N, 6, 6, 3), None, "images"),
         ((N, 7, 2), "points", "points"),
+        ((N, 2), "sphere", "sphere"),
         ((N, 9), "series", "series"),
         ((N, 6, 6), "images", "images"),
     ],
@@ -287,6 +305,26 @@ def test_kind_is_inferred_unless_given(shape, given, kind, tmp_path):
     from_file = load(tmp_path / "mine.npz")
     assert (from_file.kind, from_file.name, from_file.sha256) == (kind, "mine", data.sha256)
     assert torch.equal(from_file.x, data.x)
+
+
+def test_vectors_are_left_as_they_are_and_values_are_not():
+    vectors = from_arrays("mine", IMAGES, PLACES, IMAGES[:2], PLACES[:2])
+    assert vectors.classes is None
+    assert torch.equal(vectors.targets, torch.tensor(PLACES))
+    assert torch.equal(vectors.encode(vectors.y_test), torch.tensor(PLACES[:2]))
+    assert vectors.coding == "values as they are"
+    values = from_arrays("mine", IMAGES, PLACES[:, 0])
+    assert values.targets.shape == (N, 1)
+    assert float(values.targets.mean()) == pytest.approx(0, abs=1e-12)
+    assert float(values.targets.std()) == pytest.approx(1)
+
+
+def test_halves_of_pairs_are_read_alike():
+    x = (255 * IMAGES).astype(np.uint8)
+    pairs = from_arrays("mine", x, x[:, ::-1], kind="pairs")
+    assert torch.equal(pairs.x.flip(1), pairs.y)
+    assert float(pairs.x.max()) <= 1
+    assert torch.equal(pairs.targets, pairs.y.flatten(1))
 
 
 @pytest.mark.parametrize(

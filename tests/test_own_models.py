@@ -134,7 +134,7 @@ def test_own_models_predict_in_the_units_of_the_labels(lines, line):
 
 def test_own_models_of_series_have_a_report(lines, tmp_path):
     page = report(lines[0], tmp_path).read_text(encoding="utf-8")
-    assert "No images: the data are series" in page
+    assert "What does that mean for these images?" not in page
     assert "broken was not fitted" in page
 
 

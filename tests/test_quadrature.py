@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import stats
 from torch import Tensor
 from torch.autograd import gradcheck
 
@@ -66,24 +67,24 @@ def check_gradient(kind: type[SobolOrbit]) -> None:
 
 
 class Uncentred(SobolOrbit):
-    def nodes(self, *extents):
-        return (super().nodes(*extents) + torch.stack(extents)) / 2
+    def nodes(self, x, *extents):
+        return (super().nodes(x, *extents) + torch.stack(extents)) / 2
 
 
 class Independent(SobolOrbit):
-    def nodes(self, *extents):
-        return (2 * torch.rand(self.count, self.group.coefficients) - 1) * torch.stack(extents)
+    def nodes(self, x, *extents):
+        return (2 * torch.rand(len(x), self.count, self.group.coefficients) - 1) * torch.stack(extents)
 
 
 class Exchanged(SobolOrbit):
-    def nodes(self, *extents):
+    def nodes(self, x, *extents):
         half = len(extents) // 2
-        return super().nodes(*extents[half:], *extents[:half])
+        return super().nodes(x, *extents[half:], *extents[:half])
 
 
 class Stopped(SobolOrbit):
-    def nodes(self, *extents):
-        return super().nodes(*[e.detach() + 0 * e for e in extents])
+    def nodes(self, x, *extents):
+        return super().nodes(x, *[e.detach() + 0 * e for e in extents])
 
 
 @pytest.mark.parametrize("check", [check_converges, check_sides, check_gradient])
@@ -129,30 +130,50 @@ def test_average_is_that_of_the_same_range_of_turns():
 
 
 def test_two_sides_are_the_ends_of_a_uniform_range():
-    orbit = SobolOrbit(Colour(), 32)
+    orbit, x = SobolOrbit(Colour(), 32), inputs(Colour())
     extents = list(torch.rand(4))
-    assert torch.equal(orbit.nodes(*extents), orbit.nodes(*extents, *extents))
-    uneven = orbit.nodes(*extents, *[2 * e for e in extents])
-    torch.testing.assert_close(uneven, 1.5 * orbit.nodes(*extents) + 0.5 * torch.stack(extents))
+    assert torch.equal(orbit.nodes(x, *extents), orbit.nodes(x, *extents, *extents))
+    uneven = orbit.nodes(x, *extents, *[2 * e for e in extents])
+    torch.testing.assert_close(uneven, 1.5 * orbit.nodes(x, *extents) + 0.5 * torch.stack(extents))
 
 
 def test_one_amplitude_is_the_range_of_every_mode():
-    nodes = SobolOrbit(Elastic(), 64).nodes(torch.tensor(0.3))
-    assert nodes.shape == (64, 10)
-    assert bool((nodes.abs().max(0).values > 0.27).all())
+    nodes = SobolOrbit(Elastic(), 64).nodes(inputs(Elastic()), torch.tensor(0.3))
+    assert nodes.shape == (2, 64, 10)
+    assert bool((nodes.abs().amax(1) > 0.27).all())
     assert float(nodes.abs().max()) <= 0.3
 
 
-def test_nodes_follow_from_the_seed_alone():
-    extents, state = torch.ones(4), torch.random.get_rng_state()
-    first, again, other = (SobolOrbit(Colour(), 8, seed).nodes(*extents) for seed in (3, 3, 4))
+def test_nodes_follow_from_the_seed_and_the_image_alone():
+    x, extents = inputs(Colour()), torch.ones(4)
+    state = torch.random.get_rng_state()
+    first, again, other = (SobolOrbit(Colour(), 8, seed).nodes(x, *extents) for seed in (3, 3, 4))
     assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+    assert float((first - other).abs().amax((1, 2)).min()) > 0.1
+    assert float((first[0] - first[1]).abs().max()) > 0.1, "each image has its own"
     assert torch.equal(state, torch.random.get_rng_state())
 
 
+def check_independent(kind: type[SobolOrbit]) -> None:
+    """Of many images the nodes fill the box evenly together, also where each has two only: alpha = 1e-4."""
+    nodes = kind(Line(), 2).nodes(torch.randn(2000, 5), *torch.ones(2))[:, 0]
+    for axis in (nodes[:, 0], nodes[:, 1], (nodes.sum(1) + 1) % 2 - 1):  # the last: one says nothing of the other
+        assert stats.kstest(axis.numpy(), stats.uniform(-1, 2).cdf).pvalue > 1e-4
+
+
+class Shared(SobolOrbit):
+    def nodes(self, x, *extents):
+        return super().nodes(x, *extents)[:1].expand(len(x), -1, -1)
+
+
+def test_views_of_images_are_independent():
+    check_independent(SobolOrbit)
+    with pytest.raises(AssertionError):
+        check_independent(Shared)
+
+
 def test_views_are_all_that_is_allocated(monkeypatch: pytest.MonkeyPatch):
-    """Neither images nor places are copied for each pair of an image and a node."""
+    """No image is copied for each of its views."""
     sizes, plain = [], F.grid_sample
 
     def spy(x: Tensor, places: Tensor, **options: bool) -> Tensor:
@@ -164,7 +185,7 @@ def test_views_are_all_that_is_allocated(monkeypatch: pytest.MonkeyPatch):
     for group in (Affine(), Elastic()):
         SobolOrbit(group, 16).views(x, *constant(group, 0.1))
         assert max(seen for seen, _ in sizes) == x.nbytes
-        assert max(places for _, places in sizes) == 16 * 6 * 7 * 2 * x.itemsize
+        assert max(places for _, places in sizes) == 5 * 16 * 6 * 7 * 2 * x.itemsize
 
 
 def test_bad_input_is_named():
@@ -175,11 +196,11 @@ def test_bad_input_is_named():
     with pytest.raises(BadInput, match=r"x: got shape \[4, 4\]; Affine\(scale, shear\) takes 4 dimensions"):
         orbit.views(torch.zeros(4, 4), extent, extent)
     with pytest.raises(BadInput, match="seed: got -1"):
-        SobolOrbit(Line(), 8, -1).nodes(extent, extent)
+        SobolOrbit(Line(), 8, -1).nodes(torch.zeros(1, 4), extent, extent)
 
 
 @pytest.mark.parametrize("group", KINDS, ids=repr)
 def test_no_direction_is_preferred(group):
-    nodes = SobolOrbit(group, 16).nodes(*constant(group, 0.2))
-    torch.testing.assert_close(nodes[:8], -nodes[8:], rtol=0, atol=1e-15)
-    assert len(SobolOrbit(group, 7).nodes(*constant(group, 0.2))) == 7
+    nodes = SobolOrbit(group, 16).nodes(inputs(group), *constant(group, 0.2))
+    torch.testing.assert_close(nodes[:, :8], -nodes[:, 8:], rtol=0, atol=1e-15)
+    assert SobolOrbit(group, 7).nodes(inputs(group), *constant(group, 0.2)).shape[1] == 7

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from matplotlib.axes import Axes
 
+from pyro_invariance import zoo
 from pyro_invariance.plotting.base import save
 from pyro_invariance.plotting.calibrated import ranks
 from pyro_invariance.plotting.held_out import calibration, paired, predictive_check
@@ -35,9 +36,11 @@ PICTURES: dict[Callable[[Selection], Axes], str] = {  # of every run, in the ord
 
 
 def pictures(selection: Selection) -> dict[Callable[[Selection], Axes], str]:
-    """Pictures of a run with what each answers: one more where a sum of priors was fitted."""
+    """Pictures of a run with what each answers: one more where a sum of priors was fitted, and the entry's own."""
+    general = {draw: asks for draw, asks in PICTURES.items() if draw is not gallery or selection.data.kind == "images"}
     summed = {shares: "Which parts of the sum do the data support?"} if any(f.shares for f in selection.fits) else {}
-    return PICTURES | summed
+    own = {} if selection.entry == "custom" else getattr(zoo.load(selection.entry), "PICTURES", {})
+    return general | summed | own
 
 
 __all__ = [

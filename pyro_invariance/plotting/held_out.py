@@ -28,8 +28,8 @@ def calibration(selection: Selection, axes: Axes | None = None) -> Axes:
     """Accuracy against confidence of the best hypothesis on the test data; coverage for regression."""
     axes, best, data = new_axes(axes), selection.best, selection.data
     axes.axline((1, 1), slope=1, color="0.6", lw=1)
-    if len(best.test_log_density) == 0:
-        axes.set_title("No test data")
+    if len(best.test_mean) == 0:
+        axes.set_title("No predictions of test data")
         return axes
     if data.classes:
         confidence, guess = best.test_log_density.softmax(-1).max(-1)
@@ -60,14 +60,14 @@ def _standardised(selection: Selection) -> Tensor:
     """Test residuals of a regression by the best hypothesis, in its own standard deviations."""
     best = selection.best
     truth = selection.data.encode(selection.data.y_test)
-    return ((truth - best.test_mean) / best.test_variance.sqrt()[:, None])[:, 0]
+    return ((truth - best.test_mean) / best.test_variance.sqrt()[:, None]).flatten()
 
 
 def predictive_check(selection: Selection, axes: Axes | None = None, replicates: int = 2000) -> Axes:
     """Is the best model any good?  A test statistic of the held-out data among those that the model itself expects."""
     axes, best, data = new_axes(axes), selection.best, selection.data
-    if len(best.test_log_density) == 0:
-        axes.set_title("No test data")
+    if len(best.test_mean) == 0:
+        axes.set_title("No predictions of test data")
         return axes
     generator = torch.Generator().manual_seed(selection.seed)
     if data.classes:
@@ -75,8 +75,9 @@ def predictive_check(selection: Selection, axes: Axes | None = None, replicates:
         expected = (torch.rand(replicates, len(guess), generator=generator) < probability).double().mean(1)
         found, words = float((guess == data.y_test).double().mean()), "accuracy on the test data"
     else:
-        expected = torch.randn(replicates, len(data.y_test), generator=generator).square().mean(1)
-        found, words = float(_standardised(selection).square().mean()), "mean squared standardised test residual"
+        residuals = _standardised(selection)
+        expected = torch.randn(replicates, len(residuals), generator=generator).square().mean(1)
+        found, words = float(residuals.square().mean()), "mean squared standardised test residual"
     tail = float(min((expected >= found).double().mean(), (expected <= found).double().mean()))  # ties are in both
     low, high = (float(expected.quantile(q)) for q in (0.025, 0.975))
     axes.hist(expected.numpy(), bins=30, color="0.7", label=f"expected by the model: {low:.3f} to {high:.3f}")

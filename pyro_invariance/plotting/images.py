@@ -11,10 +11,6 @@ from pyro_invariance.results import Selection
 def gallery(selection: Selection, axes: Axes | None = None) -> Axes:
     """Your own images under what each supported or refused symmetry takes to be the same."""
     data, count = selection.data, 6
-    if data.kind != "images":
-        axes = new_axes(axes)
-        axes.set_title(f"No images: the data are {data.kind}")
-        return axes
     chosen = _one_of_each(data.y.tolist(), count) if data.classes else list(range(min(count, len(data.y))))
     rows = [("as given", "black", data.x[chosen])]
     for kind in ("supported", "refused"):
