@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from pyro_invariance import priors
 from pyro_invariance.datasets import Dataset
+from pyro_invariance.devices import moved
 from pyro_invariance.evidence.base import LogJoint
 from pyro_invariance.evidence.importance import lower_bound
 from pyro_invariance.guides import SkewNormal
@@ -74,7 +75,7 @@ def fit_classes(hypothesis: Hypothesis, data: Dataset, size: int, seed: int = 0,
     chosen = data.subset(size, seed)
     outputs = data.codes.shape[1]
     kernel = inducing_kernel(hypothesis, chosen)
-    values = Inducing.prior(kernel.count, outputs, shared=False)
+    values = moved(Inducing.prior(kernel.count, outputs, shared=False), data.x.device)
     process = SparseProcess(kernel, data.x, data.y, values, min(BATCH, len(data.y)))
     statement = partial(model, process, data.codes, dict(hypothesis.extents))
     log_joint = LogJoint(partial(model, _few(process), data.codes, dict(hypothesis.extents)), ())
@@ -91,7 +92,7 @@ def fit_classes(hypothesis: Hypothesis, data: Dataset, size: int, seed: int = 0,
         expected = _expected(process, likelihood, points)
         prior = torch.stack([log_joint.terms(row)[0] for row in z])
         test = _moments(process, points, data.x_test)
-    logs = prior + expected - process.inducing.divergence() - fixed.log_prob(z)
+    logs = prior + (expected - process.inducing.divergence()).to(z) - fixed.log_prob(z)
     probabilities = torch.stack(
         [torch.cat([likelihood(*part).probabilities for part in zip(*_split(at), strict=True)]) for at in test]
     )

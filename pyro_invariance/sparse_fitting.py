@@ -221,7 +221,7 @@ def _predict(process: SparseProcess, draws: _Draws, images: Tensor) -> tuple[Ten
     """Predictive mean `[S, M, O]` and variance `[S, M]`, noise included, at each draw of the hyperparameters."""
     if len(images) == 0:
         count = len(draws.sites)
-        return torch.zeros(count, 0, process.targets.shape[1]), torch.zeros(count, 0)
+        return process.targets.new_zeros(count, 0, process.targets.shape[1]), process.targets.new_zeros(count, 0)
     noises = [priors.NOISE_FLOOR + at["noise"] for at in draws.sites]
     guides = [c.guide(n, at["variance"]) for c, n, at in zip(draws.seen, noises, draws.sites, strict=True)]
     means, variances = [], []

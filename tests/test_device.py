@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,9 +17,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
 from pyro_invariance import cli, zoo
-from pyro_invariance.datasets import Dataset
+from pyro_invariance.datasets import Dataset, from_arrays
 from pyro_invariance.devices import checked_device, moved
 from pyro_invariance.selection import select
+from pyro_invariance.sparse_classes import fit_classes
 from pyro_invariance.sparse_fitting import fit_sparse
 from pyro_invariance.sweep import sweep
 from pyro_invariance.typing import BadInput
@@ -164,6 +166,17 @@ def test_a_sparse_fit_on_a_device_is_that_on_the_cpu(data, device):
     assert all(on_cpu(value) for value in vars(found).values())
     assert found.evidence.value == pytest.approx(expected.evidence.value, abs=1e-3)
     torch.testing.assert_close(found.test_mean, expected.test_mean, rtol=1e-3, atol=1e-3)
+
+
+def test_classes_on_a_device_are_those_on_the_cpu(device):
+    rng = np.random.default_rng(0)
+    labelled = from_arrays("mine", rng.random((24, 8, 8)), np.arange(24) % 3, rng.random((4, 8, 8)), np.arange(4) % 3)
+    hypothesis = named(labelled, "orbit_gp", "mirror")
+    fits = (fit_classes(hypothesis, labelled.to(place), 10, steps=3) for place in ("cpu", device))
+    expected, found = (moved(fit, "cpu") for fit in fits)
+    assert all(on_cpu(value) for value in vars(found).values())
+    assert found.evidence.value == pytest.approx(expected.evidence.value, abs=1e-3)
+    torch.testing.assert_close(found.test_log_density, expected.test_log_density, rtol=1e-3, atol=1e-3)
 
 
 def test_devices_that_are_not_there_are_named(monkeypatch):
