@@ -23,7 +23,7 @@ LAYERS = (
     ("sites",),
     ("orbits",),
     ("quadrature",),
-    ("kernels",),
+    ("kernels", "sphere", "toroidal"),
     ("averaged",),
     ("interdomain",),
     ("processes",),
