@@ -20,6 +20,12 @@ from pyro_invariance.runs import versions
 from pyro_invariance.sparse_fitting import SparseFit
 from pyro_invariance.verdict import Verdict, of_sums
 
+CLAIMS = {  # what a supported and a refused symmetry say, by the kind of data or of what is known of them
+    "labels": ("The label survives", "The label does not survive"),
+    "values": ("The value survives", "The value does not survive"),
+    "pairs": ("The halves of a pair are equal up to", "The halves of a pair are not equal up to"),
+}
+
 
 def report(selection: Selection, folder: Path, command: str = "") -> Path:
     """Write `report.html`, self-contained: everything escaped, pictures embedded and described in words.
@@ -66,21 +72,22 @@ def report(selection: Selection, folder: Path, command: str = "") -> Path:
 def sentences(selection: Selection) -> list[tuple[str, str]]:
     """Verdicts in plain English, each with its kind: supported, then refused, then undecided; last the sums."""
     words = {} if selection.entry == "custom" else zoo.load(selection.entry).CARD.symmetries
-    order = list(VERDICTS)
+    order, data = list(VERDICTS), selection.data
+    claim = CLAIMS.get(data.kind, CLAIMS["labels" if data.classes else "values"])
     judged = sorted(selection.verdicts.items(), key=lambda item: order.index(item[1].verdict))
-    said = [(v.verdict, _sentence(words.get(s, s), _reach(selection, s), v)) for s, v in judged]
+    said = [(v.verdict, _sentence(claim, words.get(s, s), _reach(selection, s), v)) for s, v in judged]
     return said + [("sum", f"{sentence[0].upper()}{sentence[1:]}.") for sentence in of_sums(list(selection.fits))]
 
 
-def _sentence(words: str, reach: str, v: Verdict) -> str:
-    nats = "" if v.gap is None else f"{abs(v.gap):.0f} nats"
+def _sentence(claim: tuple[str, str], words: str, reach: str, v: Verdict) -> str:
+    nats, (holds, fails) = "" if v.gap is None else f"{abs(v.gap):.0f} nats", claim
     if v.verdict == "refused":
-        return f"The label does not survive {words}: {nats} against."
+        return f"{fails} {words}: {nats} against."
     if v.verdict == "undecided":
         return f"{words[0].upper()}{words[1:]}: undecided ({v.reason})."
     certain = ", even with every bound taken at its worst" if v.certified else ""
     more = f" But {v.explained_by} explains these data better still." if v.explained_by else ""
-    return f"The label survives {words}{reach}: {nats} for it{certain}.{more}"
+    return f"{holds} {words}{reach}: {nats} for it{certain}.{more}"
 
 
 def _reach(selection: Selection, symmetry: str) -> str:

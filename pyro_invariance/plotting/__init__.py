@@ -22,7 +22,7 @@ from pyro_invariance.plotting.learned import (
 from pyro_invariance.results import Selection
 
 PICTURES: dict[Callable[[Selection], Axes], str] = {  # of every run, in the order of a report, with what each answers
-    symmetries: "Which symmetries do the labels have?",
+    symmetries: "Which symmetries do the data have?",
     gallery: "What does that mean for these images?",
     evidence: "Which model explains the data best?",
     extents: "How far does each range reach?",
@@ -36,8 +36,10 @@ PICTURES: dict[Callable[[Selection], Axes], str] = {  # of every run, in the ord
 
 
 def pictures(selection: Selection) -> dict[Callable[[Selection], Axes], str]:
-    """Pictures of a run with what each answers: one more where a sum of priors was fitted, and the entry's own."""
-    general = {draw: asks for draw, asks in PICTURES.items() if draw is not gallery or selection.data.kind == "images"}
+    """Pictures of a run that are not empty, with what each answers: of a sum of priors its shares; the entry's own."""
+    empty = {gallery} if selection.data.kind != "images" else set()
+    empty |= set() if any(f.extents for f in selection.fits) else {extents, profiles}
+    general = {draw: asks for draw, asks in PICTURES.items() if draw not in empty}
     summed = {shares: "Which parts of the sum do the data support?"} if any(f.shares for f in selection.fits) else {}
     own = {} if selection.entry == "custom" else getattr(zoo.load(selection.entry), "PICTURES", {})
     return general | summed | own

@@ -69,7 +69,7 @@ def symmetries(selection: Selection, axes: Axes | None = None) -> Axes:
     axes.set_xlim(-2 * widest, 2 * widest)
     axes.set_yticks(range(len(judged)), [v.symmetry for v, _, _ in judged])
     axes.set_xlabel("best evidence with it minus best without it (nats); grey: margin that it had to exceed")
-    axes.set_title(f"{selection.data.name}: which symmetries do the labels have?")
+    axes.set_title(f"{selection.data.name}: which symmetries do the data have?")
     return axes
 
 
