@@ -11,7 +11,7 @@ Generative process, for class contrasts :math:`y_{nc}` of unit variance (`pyro_i
     noise       ~ LogNormal(log 0.01, 2)      variance above a floor of 1e-4
     extent_i    ~ Uniform(0, upper_i)         of each transformation i
     g_c         ~ GP(0, variance * RBF(lengthscale)), known through 400 of the images
-    f_c(x)      = mean_v g_c(exp(sum_i c_vi G_i) x),   c_vi = extent_i u_vi,   u_v Sobol nodes in [-1, 1]^G
+    f_c(x)      = mean_v g_c(exp(sum_i c_vi G_i) x),   c_vi = extent_i u_vi,   u_v Sobol nodes of x in [-1, 1]^G
     y_nc        ~ Normal(f_c(x_n), sqrt(1e-4 + noise))
 
 Two bases, each with its own `trivial`: in the **plane** each view has norm one, so that content which grows or leaves
@@ -21,11 +21,11 @@ symmetry, and what the data say about each of its transformations is its range.
 
 Limitations: Gaussian likelihood on class codes; function averaging learns an insensitivity, so that a range need not be
 that of the poses; the box is that of coefficients of one exponential; the function fades far from its centres; exact
-inference, 2,000 images at most.  The few nodes are part of the model: with nodes of three seeds, 400 upright digits
-change the height of the mode by 27 nats and the range of slant, which they hardly know, from 20 to 49 % of its upper
-end, so that gaps of tens of nats and narrow ranges want more nodes.
+inference, 2,000 images at most.  Each image has nodes of its own, so that what few of them miss is noise, which widens
+with a range: a range may come out narrower than more nodes would have it.
 
-References: [vanderwilk2018learning], [benton2020learning], [williams2001using], [rasmussen2006gaussian].
+References: [vanderwilk2018learning], [benton2020learning], [cranley1976randomization], [williams2001using],
+[rasmussen2006gaussian].
 """
 
 import math
@@ -82,13 +82,13 @@ CARD = Card(
         "brightness, contrast": "[] each, of colour images saturation and hue as well",
     },
     evidence=("lower (SVI over hyperparameters, f exact)", "upper (type-II maximum)"),
-    references=("vanderwilk2018learning", "benton2020learning", "williams2001using"),
+    references=("vanderwilk2018learning", "benton2020learning", "cranley1976randomization", "williams2001using"),
     licence="digits: CC BY 4.0 [alpaydin1998optical]; mnist: CC BY-SA 3.0 as redistributed [lecun1998gradient]; "
     "fashion_mnist: MIT [xiao2017fashion]; simulated: none needed",
     limitations=(
         "Gaussian likelihood on class codes",
         "learned extents are insensitivities; ranges are symmetric but for uneven",
-        "function known at 400 images, averaged over 64 views: others change evidence by tens of nats",
+        "function known at 400 images, averaged over 64 views of each: with more, ranges may be wider",
         "all of 60,000 images take hours to carry to: select --no-carry",
     ),
 )

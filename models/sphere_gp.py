@@ -37,13 +37,13 @@ from torch import Tensor
 from torch.special import ndtri
 
 from pyro_invariance import orbit_process, priors
-from pyro_invariance.datasets import Dataset, from_arrays, nearest
+from pyro_invariance.datasets import Dataset, from_arrays
 from pyro_invariance.numerics import float64
 from pyro_invariance.processes import GaussianProcess
 from pyro_invariance.results import Selection
 from pyro_invariance.sphere import SphereKernel, frame, harmonics, positions, spectrum
 from pyro_invariance.sums import SumKernel
-from pyro_invariance.typing import BadInput
+from pyro_invariance.typing import BadInput, nearest
 from pyro_invariance.zoo import Card, Hypothesis, Kind
 
 if TYPE_CHECKING:

@@ -36,13 +36,13 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from pyro_invariance import priors
-from pyro_invariance.datasets import Dataset, from_arrays, nearest
+from pyro_invariance.datasets import Dataset, from_arrays
 from pyro_invariance.devices import moved
 from pyro_invariance.fitting import PREDICTIVE, Fit
 from pyro_invariance.numerics import float64
 from pyro_invariance.representations import Pixels, Polar
 from pyro_invariance.toroidal import BLOCK, Action, TransformedPair, concentration, fourier, log_partition
-from pyro_invariance.typing import BadInput
+from pyro_invariance.typing import BadInput, nearest
 from pyro_invariance.zoo import Card, Extent, Hypothesis
 
 if TYPE_CHECKING:

@@ -134,8 +134,8 @@ for line, (caption, colour, images) in zip(axes, rows, strict=True):
 # whole circle leaves nothing to be careful about. A 6 that may be turned all the way is a 9, and the model has to live
 # with that: it can only be unsure of both.
 #
-# Two limits to know about. The box is filled by some dozens of nodes, which are part of the model: a gap of tens of
-# nats, or a narrow range, wants to be seen again with more (`hypotheses(data, nodes=256)` of the entry). And climbs
+# Two limits to know about. Each image is averaged over some dozens of nodes of its own; what they miss is noise to the
+# model, so that more of them (`hypotheses(data, nodes=256)` of the entry) may widen a range. And climbs
 # have local optima. A range is climbed from a narrow and from a wide start; what the worse one found is not hidden:
 
 # %%

@@ -103,8 +103,7 @@ class AveragedKernel:
     Notes
     -----
     The evidence is exact for these views and these features.  Where the lengthscale is short they are not those of the
-    double sum: the base function fades far from the centres, so that views near the images as they are count most, and
-    which these are depends on the nodes.
+    double sum: the base function fades far from the centres, so that views near the images as they are count most.
     """
 
     def __init__(self, orbit: Orbit, pixels: Pixels, images: Images, centres: int = 400, *, unit: bool = False) -> None:

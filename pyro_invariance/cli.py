@@ -23,7 +23,7 @@ from pyro_invariance.profiles import profile
 from pyro_invariance.report import of_all, report
 from pyro_invariance.runs import read_json
 from pyro_invariance.selection import NothingFitted, select
-from pyro_invariance.typing import BadInput, checked_seed
+from pyro_invariance.typing import BadInput, checked_seed, nearest
 from pyro_invariance.verdict import of_sums
 
 NOUNS = {"images": "images", "series": "series", "points": "sets of points", "pairs": "pairs", "sphere": "places"}
@@ -271,7 +271,7 @@ def _data_list(chosen: argparse.Namespace) -> int:
 def _data_fetch(chosen: argparse.Namespace) -> int:
     name, known = chosen.name, [*datasets.NAMES, *zoo.simulated()]
     if name not in known:
-        raise BadInput(f"name: got {name!r}; {datasets.nearest(name, known)}")
+        raise BadInput(f"name: got {name!r}; {nearest(name, known)}")
     if name not in downloads.SOURCES:
         print(f"{name} is bundled, there is nothing to fetch")
     elif path := downloads.local(name):

@@ -1,11 +1,9 @@
 """Labelled data, checked on the way in: built-in names and `.npz` files of plain arrays."""
 
-import difflib
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -13,23 +11,23 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from pyro_invariance import downloads
+from pyro_invariance.arrays import (
+    Kind,
+    channels_first,
+    class_count,
+    finite,
+    kind_of,
+    numbers,
+    one_scale,
+    read_npz,
+    second_halves,
+)
 from pyro_invariance.devices import moved
 from pyro_invariance.processes import class_codes
-from pyro_invariance.representations import ground
-from pyro_invariance.typing import BadInput
+from pyro_invariance.typing import BadInput, nearest
 
 NAMES = ("digits", *downloads.SOURCES)
-Kind = Literal["images", "series", "points", "pairs", "sphere"]
-KINDS = get_args(Kind)
 LIMIT = 2_000  # images that an exact evidence is computed on
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Say which names are accepted, the nearest one first."""
-    known = list(known)
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}accepted: {', '.join(known)}"
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,8 @@ class Dataset:
         Of the inputs as given: new ones must have the same scale.
     item : tuple of int
         Shape of an input as given, the channels of an image last.
+    x_earlier, y_earlier : Tensor, optional
+        Items that parameters are learned from and no evidence is of; see `halved`.
     """
 
     name: str
@@ -70,6 +70,8 @@ class Dataset:
     sha256: str
     dtype: str
     item: tuple[int, ...]
+    x_earlier: Tensor | None = None
+    y_earlier: Tensor | None = None
 
     @property
     def codes(self) -> Tensor | None:
@@ -114,15 +116,26 @@ class Dataset:
         if size >= len(self.y):
             return self
         generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(self.y), generator=generator)
-        if self.classes is not None:
-            labels = self.y[order].cpu()
-            rank = torch.zeros_like(labels)  # how many of the same class come before
-            for c in range(self.classes):
-                rank[labels == c] = torch.arange(int((labels == c).sum()))
-            order = order[torch.sort(rank, stable=True).indices]
-        chosen = order[:size].sort().values
+        chosen = self._order(generator)[:size].sort().values
         return replace(self, x=self.x[chosen], y=self.y[chosen])
+
+    def halved(self, seed: int) -> "Dataset":
+        """Keep a random half of the training items for the evidence; parameters are learned from the other."""
+        order = self._order(torch.Generator().manual_seed(seed))
+        earlier, later = (part.sort().values for part in (order[1::2], order[::2]))
+        x, y = self.x[earlier], self.y[earlier]
+        return replace(self, x=self.x[later], y=self.y[later], x_earlier=x, y_earlier=y)
+
+    def _order(self, generator: torch.Generator) -> Tensor:
+        """Training items in random order, every beginning balanced over classes as far as they allow."""
+        order = torch.randperm(len(self.y), generator=generator)
+        if self.classes is None:
+            return order
+        labels = self.y[order].cpu()
+        rank = torch.zeros_like(labels)  # how many of the same class come before
+        for c in range(self.classes):
+            rank[labels == c] = torch.arange(int((labels == c).sum()))
+        return order[torch.sort(rank, stable=True).indices]
 
 
 def load(source: str | Path, seed: int = 0) -> Dataset:
@@ -151,7 +164,7 @@ def load(source: str | Path, seed: int = 0) -> Dataset:
         raise unknown(source, NAMES)
     if not path.is_file():
         raise BadInput(f"data: no file {str(source)!r}")
-    return from_arrays(path.stem, **_read(path, ("x_train", "y_train"), optional=("x_test", "y_test", "kind")))
+    return from_arrays(path.stem, **read_npz(path, ("x_train", "y_train"), optional=("x_test", "y_test", "kind")))
 
 
 def unknown(source: str | Path, names: Iterable[str]) -> BadInput:
@@ -164,20 +177,20 @@ def load_new(source: str | Path, data: Dataset) -> Tensor:
     path = Path(source)
     if not path.is_file():
         raise BadInput(f"new: no file {str(source)!r}")
-    arrays = _read(path, ("x",), ("x_test",))
-    raw = _array("x", arrays["x"] if "x" in arrays else arrays["x_test"])
-    if not _one_scale(raw.dtype, np.dtype(data.dtype)):
+    arrays = read_npz(path, ("x",), ("x_test",))
+    raw = numbers("x", arrays["x"] if "x" in arrays else arrays["x_test"])
+    if not one_scale(raw.dtype, np.dtype(data.dtype)):
         raise BadInput(f"x: got dtype {raw.dtype}; the run was on {data.dtype}, and so is the scale of its inputs")
     if len(raw) == 0:
         raise BadInput(f"x: got shape {raw.shape}; one item or more is accepted")
-    x = _inputs("x", raw)
+    x = finite("x", raw)
     if data.kind == "images":
         if x.ndim not in (3, 4):
             raise BadInput(f"x: got shape {x.shape}; images are [N, H, W] or [N, H, W, C]")
         x = x if x.ndim == 4 else x[..., None]
     if x.shape[1:] != tuple(data.item):  # a JSON file has no tuples
         raise BadInput(f"x: items of shape {x.shape[1:]}, those of the run have {tuple(data.item)}")
-    return _channels_first(x) if data.kind == "images" else torch.as_tensor(x)
+    return channels_first(x) if data.kind == "images" else torch.as_tensor(x)
 
 
 def _digits(seed: int) -> Dataset:
@@ -190,28 +203,8 @@ def _digits(seed: int) -> Dataset:
 def _downloaded(name: str) -> Dataset:
     keys = dict(zip(("x_train", "y_train", "x_test", "y_test"), downloads.FILES, strict=True))
     path = downloads.local(name)
-    arrays = downloads.fetch(name) if path is None else _read(path, tuple(keys.values()), tuple(keys))
+    arrays = downloads.fetch(name) if path is None else read_npz(path, tuple(keys.values()), tuple(keys))
     return from_arrays(name, **{k: arrays[k] if k in arrays else arrays[there] for k, there in keys.items()})
-
-
-def _read(path: Path, *accepted: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
-    """Arrays of an archive that holds at least one of the accepted sets of keys."""
-    try:
-        with path.open("rb") as handle, np.load(handle, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise BadInput(f"data: {str(path)!r} is not an .npz archive of arrays")
-            if not any(set(keys) <= set(archive.files) for keys in accepted):
-                found = ", ".join(archive.files) or "nothing"
-                wanted = " or ".join(" and ".join(keys) for keys in accepted)
-                raise BadInput(f"data: {str(path)!r} lacks {wanted}; it holds {found}")
-            wanted_keys = {*(k for keys in accepted for k in keys), *optional}
-            return {k: archive[k] for k in archive.files if k in wanted_keys}
-    except BadInput:
-        raise
-    except ValueError:  # numpy's word for a pickle
-        raise BadInput(f"data: {str(path)!r} holds object arrays or is no .npz; pickles are never loaded") from None
-    except Exception as error:
-        raise BadInput(f"data: {str(path)!r} is not an .npz archive of arrays ({type(error).__name__})") from None
 
 
 def from_arrays(
@@ -243,12 +236,12 @@ def from_arrays(
     BadInput
         With the argument, what was got and what is accepted.
     """
-    x_train, y_train = _array("x_train", x_train), _array("y_train", y_train)
+    x_train, y_train = numbers("x_train", x_train), numbers("y_train", y_train)
     if (x_test is None) != (y_test is None):
         raise BadInput("x_test, y_test: got only one of the two; give both or none")
-    x_test = x_train[:0] if x_test is None else _array("x_test", x_test)
-    y_test = y_train[:0] if y_test is None else _array("y_test", y_test)
-    if not _one_scale(x_test.dtype, x_train.dtype):
+    x_test = x_train[:0] if x_test is None else numbers("x_test", x_test)
+    y_test = y_train[:0] if y_test is None else numbers("y_test", y_test)
+    if not one_scale(x_test.dtype, x_train.dtype):
         raise BadInput(f"x_test: got dtype {x_test.dtype}; x_train has {x_train.dtype}, and so is its scale")
     if (y_test.dtype.kind == "f") != (y_train.dtype.kind == "f"):
         raise BadInput(f"y_test: got dtype {y_test.dtype}; y_train has {y_train.dtype}: floats are values, not classes")
@@ -257,10 +250,10 @@ def from_arrays(
         digest.update(str((array.shape, array.dtype.str)).encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     dtype, item = str(x_train.dtype), x_train.shape[1:]
-    x_train, x_test = _inputs("x_train", x_train), _inputs("x_test", x_test)
-    chosen = _kind(kind, x_train)
+    x_train, x_test = finite("x_train", x_train), finite("x_test", x_test)
+    chosen = kind_of(kind, x_train)
     if chosen == "pairs":
-        y_train, y_test = _halves("y_train", y_train, x_train), _halves("y_test", y_test, x_test)
+        y_train, y_test = second_halves("y_train", y_train, x_train), second_halves("y_test", y_test, x_test)
     if x_test.shape[1:] != x_train.shape[1:]:
         raise BadInput(f"x_test: items of shape {x_test.shape[1:]}, those of x_train have {x_train.shape[1:]}")
     if x_train.size == 0 or not np.ptp(x_train.reshape(len(x_train), -1), axis=0).any():
@@ -269,8 +262,8 @@ def from_arrays(
         raise BadInput("x_train: every image is constant, there is nothing to learn from")
     if chosen == "images" and len(item) == 2:
         item = (*item, 1)
-    classes = _labels(x_train, y_train, x_test, y_test)
-    x, new = (_channels_first(a) if chosen == "images" else torch.as_tensor(a) for a in (x_train, x_test))
+    classes = class_count(x_train, y_train, x_test, y_test)
+    x, new = (channels_first(a) if chosen == "images" else torch.as_tensor(a) for a in (x_train, x_test))
     to = torch.long if classes else torch.float64
     y, y_new = (torch.as_tensor(a.astype(np.int64 if classes else np.float64)).to(to) for a in (y_train, y_test))
     return Dataset(
@@ -286,105 +279,3 @@ def from_arrays(
         dtype,
         (*item, 1) if chosen == "images" and len(item) == 2 else item,
     )
-
-
-def _one_scale(a: np.dtype, b: np.dtype) -> bool:
-    """Whether numbers of two dtypes are read alike: floats as they are, integers by their own maximum."""
-    return a == b or (a.kind == "f" and b.kind == "f")
-
-
-def _array(name: str, values: object) -> np.ndarray:
-    try:
-        array = np.asarray(values)
-    except ValueError:  # ragged
-        raise BadInput(f"{name}: got lists of different lengths; arrays of numbers are accepted") from None
-    if array.dtype.kind not in "fiub":
-        raise BadInput(f"{name}: got dtype {array.dtype}; integers and floats are accepted")
-    if array.ndim == 0:
-        raise BadInput(f"{name}: got a single value; arrays with one item per row are accepted")
-    return array
-
-
-def _inputs(name: str, x: np.ndarray) -> np.ndarray:
-    if x.dtype.kind in "iu":
-        x = x / np.iinfo(x.dtype).max
-    x = x.astype(np.float64)
-    if not np.isfinite(x).all():
-        raise BadInput(
-            f"{name}: got {int((~np.isfinite(x)).sum())} values that are NaN or infinite; finite ones are accepted"
-        )
-    return x
-
-
-def _kind(kind: object, x: np.ndarray) -> Kind:
-    inferred = {2: "series", 3: "images", 4: "images"}.get(x.ndim)
-    chosen = inferred if kind is None else str(np.asarray(kind))
-    if chosen not in KINDS:
-        got = f"an array of shape {x.shape}" if kind is None else repr(chosen)
-        raise BadInput(f"kind: got {got}; {nearest(str(chosen), KINDS)}")
-    if chosen == "images":
-        if x.ndim not in (3, 4):
-            raise BadInput(f"x_train: got shape {x.shape}; images are [N, H, W] or [N, H, W, C]")
-        if min(x.shape[1:3]) < 4:
-            raise BadInput(f"x_train: got images of {x.shape[1]} x {x.shape[2]} pixels; 4 x 4 is the least")
-        if x.ndim == 4 and x.shape[3] > 4:
-            raise BadInput(f"x_train: got {x.shape[3]} channels in shape {x.shape}; channels come last, 4 at most")
-    elif chosen == "sphere":
-        if x.ndim != 2 or x.shape[1] != 2:
-            raise BadInput(f"x_train: got shape {x.shape}; places on a sphere are [N, 2], latitude and longitude")
-        if abs(x[:, 0]).max() > 90:
-            raise BadInput(f"x_train: got latitudes to {abs(x[:, 0]).max():g}; the first column is degrees, -90 to 90")
-    elif chosen == "pairs":
-        if x.ndim < 2:
-            raise BadInput(f"x_train: got shape {x.shape}; first halves of pairs are [N, ...], several numbers each")
-    elif x.ndim != (2 if chosen == "series" else 3):
-        raise BadInput(f"x_train: got shape {x.shape}; series are [N, T], points [N, P, D]")
-    return chosen  # type: ignore[return-value]
-
-
-def _halves(name: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Second halves of pairs, read as the first ones are."""
-    if y.shape != x.shape:
-        raise BadInput(f"{name}: got shape {y.shape}; the halves of a pair have one shape, here {x.shape}")
-    return _inputs(name, y)
-
-
-def _labels(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> int | None:
-    for name, inputs, labels in (("y_train", x, y), ("y_test", x_test, y_test)):
-        if len(labels) != len(inputs) or (labels.ndim != 1 and labels.dtype.kind != "f"):
-            raise BadInput(f"{name}: got shape {labels.shape} for {len(inputs)} items; one label per item")
-        if labels.shape[1:] != y.shape[1:]:
-            raise BadInput(f"{name}: values of shape {labels.shape[1:]}, those of y_train have {y.shape[1:]}")
-        if labels.dtype.kind == "f" and not np.isfinite(labels).all():
-            raise BadInput(
-                f"{name}: got {int((~np.isfinite(labels)).sum())} values that are NaN or infinite; finite ones are "
-                "accepted: leave out items whose value is missing"
-            )
-    if y.dtype.kind == "f":
-        if np.ptp(y) == 0:
-            raise BadInput(f"y_train: all values are {y.flat[0]}, there is nothing to learn")
-        return None
-    found = np.unique(y.astype(np.int64))
-    if found[0] < 0:
-        raise BadInput(f"y_train: got the negative label {found[0]}; classes are 0, 1, ..., C-1")
-    if len(found) < 2:
-        raise BadInput(f"y_train: got one class only ({found[0]}); two or more are needed")
-    if found[-1] != len(found) - 1:
-        gap = sorted(set(range(int(found[-1]))) - set(found.tolist()))[0]
-        raise BadInput(f"y_train: labels go to {found[-1]} but {gap} does not occur; classes are 0, 1, ..., C-1")
-    if len(y_test) and (y_test.min() < 0 or y_test.max() >= len(found)):
-        raise BadInput(f"y_test: got labels {y_test.min()} to {y_test.max()}; training has classes 0 to {found[-1]}")
-    return len(found)
-
-
-def _channels_first(x: np.ndarray) -> Tensor:
-    images = torch.as_tensor(x)
-    images = images[:, None] if images.dim() == 3 else images.permute(0, 3, 1, 2)
-    h, w = images.shape[-2:]
-    if h == w:
-        return images.contiguous()
-    side = max(h, w)  # a turn needs a square: the short side is padded with the ground
-    top, left = (side - h) // 2, (side - w) // 2
-    square = ground(images).repeat(1, 1, side, side)
-    square[..., top : top + h, left : left + w] = images
-    return square

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from pyro_invariance import zoo
 from pyro_invariance.calibration import Calibration, calibrate
-from pyro_invariance.datasets import Dataset, nearest
+from pyro_invariance.datasets import Dataset
 from pyro_invariance.evidence.base import KHAT
 from pyro_invariance.evidence.problem import Problem
 from pyro_invariance.evidence.weights import psis
 from pyro_invariance.fitting import PREDICTIVE, Fit, fit
 from pyro_invariance.numerics import float64
 from pyro_invariance.selection import select
-from pyro_invariance.typing import BadInput
+from pyro_invariance.typing import BadInput, nearest
 from pyro_invariance.zoo import Hypothesis
 
 ITEMS, TEST = 60, 200  # simulated, to learn from and to predict

@@ -16,10 +16,9 @@ from typing import Any
 import jinja2
 
 from pyro_invariance import zoo
-from pyro_invariance.datasets import nearest
 from pyro_invariance.fitting import Range
 from pyro_invariance.runs import SOURCE, read_json, source
-from pyro_invariance.typing import BadInput
+from pyro_invariance.typing import BadInput, nearest
 
 
 @dataclass(frozen=True)

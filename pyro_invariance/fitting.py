@@ -114,6 +114,8 @@ class Fit:
     shares : dict of str to float
         Of a sum of priors: mean share of the prior variance of each part, largest first; a part whose ranges went to
         zero counts as trivial.
+    learned : dict of str to Tensor
+        Parameters that were learned from the earlier items.
     """
 
     label: str
@@ -143,6 +145,7 @@ class Fit:
     wall_seconds: float
     positions: dict[str, Tensor] = field(default_factory=dict)
     shares: dict[str, float] = field(default_factory=dict)
+    learned: dict[str, Tensor] = field(default_factory=dict)
 
 
 @float64()
@@ -158,6 +161,12 @@ def fit(hypothesis: Hypothesis, data: Dataset, seed: int = 0) -> Fit:
     the known modes explain, and posterior draws are corrected by importance weights; see `evidence.incremental`.
     """
     cpu, wall = time.process_time(), time.perf_counter()
+    if hypothesis.learn and data.x_earlier is None:
+        raise BadInput(
+            f"data: {hypothesis.label!r} learns parameters, and not from the items of the evidence; halve them"
+        )
+    learned = hypothesis.learn(data, seed) if hypothesis.learn else {}
+    hypothesis = hypothesis.given(learned)
     model: Any = hypothesis.model
     while isinstance(model, partial):
         model = model.func
@@ -223,6 +232,7 @@ def fit(hypothesis: Hypothesis, data: Dataset, seed: int = 0) -> Fit:
         wall_seconds=time.perf_counter() - wall,
         positions=_constrained(log_joint, best.positions),
         shares=_shares(hypothesis, draws, ranges),
+        learned=learned,
     )
 
 

@@ -11,12 +11,12 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_invariance import priors
-from pyro_invariance.datasets import Dataset, from_arrays, nearest
+from pyro_invariance.datasets import Dataset, from_arrays
 from pyro_invariance.kernels import BLOCK
 from pyro_invariance.numerics import float64
 from pyro_invariance.processes import GaussianProcess, Kernel
 from pyro_invariance.representations import Pixels, ground
-from pyro_invariance.typing import BadInput
+from pyro_invariance.typing import BadInput, nearest
 from pyro_invariance.zoo import Extent, Hypothesis
 
 

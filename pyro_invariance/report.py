@@ -119,6 +119,11 @@ def cautions(selection: Selection) -> list[str]:
     data, found = selection.data, [f"The table is {selection.ranking}."]
     if data.total > len(data.y):
         found.append(f"The evidence is of {len(data.y)} items, drawn from {data.total} with seed {selection.seed}.")
+    if learning := [f.label for f in selection.fits if f.learned]:
+        found.append(
+            f"The parameters of {', '.join(learning)} were learned from other items than those that the evidence of "
+            "every hypothesis is of."
+        )
     if selection.carried:
         found.append(of_all(selection))
     if selection.omitted:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_invariance import carrying, zoo
-from pyro_invariance.datasets import Dataset, nearest
+from pyro_invariance.datasets import Dataset
 from pyro_invariance.diagnostics import expected_calibration_error, inference_data
 from pyro_invariance.evidence.comparison import probabilities
 from pyro_invariance.fitting import PREDICTIVE, Fit
@@ -22,7 +22,7 @@ from pyro_invariance.processes import code_log_density
 from pyro_invariance.runs import SOURCE, RunFolder, identity, read_json, read_tensors, versions
 from pyro_invariance.scrutiny import Scrutiny
 from pyro_invariance.sparse_fitting import SparseFit
-from pyro_invariance.typing import BadInput
+from pyro_invariance.typing import BadInput, nearest
 from pyro_invariance.verdict import Verdict, best, verdicts
 from pyro_invariance.zoo import Hypothesis
 
@@ -169,7 +169,7 @@ class Selection:
         raise BadInput(f"hypothesis: got {label!r}; {nearest(label, [f.label for f in self.fits])}")
 
     def _hypothesis(self, chosen: Fit) -> Hypothesis:
-        return next(h for h in self.hypotheses if h.label == chosen.label)
+        return next(h for h in self.hypotheses if h.label == chosen.label).given(chosen.learned)
 
     @float64()
     def predict(self, images: Tensor, label: str | None = None) -> Tensor:
@@ -317,8 +317,7 @@ def _restore(path: Path, content: dict[str, Any]) -> Selection:
     if content["entry"] == "custom":
         raise BadInput(f"run: {str(path)!r} used hypotheses of its own, which a folder cannot restore; use the object")
     tensors = read_tensors(path / "data.pt")
-    x, y, y_test = tensors["x"], tensors["y"], tensors["y_test"]
-    data = Dataset(x=x, y=y, x_test=x[:0], y_test=y_test, **read_json(path / "data.json"))
+    data = Dataset(x_test=tensors["x"][:0], **(read_json(path / "data.json") | tensors))
     hypotheses = {h.label: h for h in zoo.load(content["entry"]).hypotheses(data)}
     made = read_json(path / "run.json")
     for what, value in identity(data, content["entry"], content["seed"], []).items():

@@ -32,7 +32,7 @@ VERSION = "0.1.0"
 SOURCE = "entry's source"
 TENSORS = (  # fields of a fit that are stored apart from its JSON
     *("draws", "prior", "weighted", "site_log_prior", "pointwise", "replicates", "observed"),
-    *("test_mean", "test_variance", "test_log_density", "positions"),
+    *("test_mean", "test_variance", "test_log_density", "positions", "learned"),
 )
 
 

@@ -74,7 +74,9 @@ def scrutinise(
     agreement = dict(known.agreement) if known else {}
     parallel = joblib.Parallel(n_jobs=jobs or min(joblib.cpu_count(), len(fits)), return_as="generator")
     todo = [(f, f.evidence.upper is None, (f is best or bool(f.extents)) and f.label not in agreement) for f in fits]
-    work = parallel(joblib.delayed(_scrutinise)(of[f.label], f, data, seed, *wanted) for f, *wanted in todo)
+    work = parallel(
+        joblib.delayed(_scrutinise)(of[f.label].given(f.learned), f, data, seed, *wanted) for f, *wanted in todo
+    )
     done = []
     for f, found in tqdm(work, total=len(fits), desc="scrutiny", disable=not sys.stderr.isatty()):
         done.append(f)

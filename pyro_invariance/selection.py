@@ -89,13 +89,16 @@ def select(
     if bad := [label for label in labels if not re.fullmatch(r"\w[\w .+-]*", label)]:
         raise BadInput(f"hypotheses: got the name {bad[0]!r}; letters, digits, spaces and . + - are accepted")
     subset = full.subset(datasets.LIMIT, seed)
+    if any(h.learn for h in chosen):
+        subset = subset.halved(seed)  # for all of them, whose evidences would not compare otherwise
     if subset.classes is None and float(subset.y.std()) == 0:
         raise BadInput(f"y_train: all values of the {len(subset.y)} items drawn are {float(subset.y[0])}; try a seed")
     entry = "custom" if own else model
     folder = None if out is None else RunFolder(out, identity(subset, entry, seed, own))
     if folder is not None:
         folder.open()
-        write_tensors(folder.path / "data.pt", {"x": subset.x, "y": subset.y, "y_test": subset.y_test})
+        kept = ("x", "y", "y_test", "x_earlier", "y_earlier")
+        write_tensors(folder.path / "data.pt", {name: getattr(subset, name) for name in kept})
         write_json(folder.path / "data.json", {k: v for k, v in vars(subset).items() if not torch.is_tensor(v)})
     done, failed = sweep(list(chosen), subset.to(place), seed, folder, jobs)
     if not done:

@@ -44,7 +44,8 @@ def prior_sensitivity(selection: Selection) -> dict[float, dict[str, Verdict]]:
 
 
 def _reweighted(fit: Fit, plain: Hypothesis, scaled: Hypothesis, few: Dataset) -> Fit:
-    ratio = _log_prior(scaled, fit.draws, few) - _log_prior(plain, fit.draws, few)
+    after, before = (_log_prior(h.given(fit.learned), fit.draws, few) for h in (scaled, plain))
+    ratio = after - before
     shift = float(ratio.logsumexp(0)) - math.log(len(ratio))
     return replace(fit, evidence=replace(fit.evidence, value=fit.evidence.value + shift))
 

@@ -1,5 +1,7 @@
 """Names of the shapes that the library passes around, and the one error a user can mend."""
 
+import difflib
+from collections.abc import Iterable
 from numbers import Integral
 from typing import TypeAlias
 
@@ -19,3 +21,11 @@ def checked_seed(seed: int) -> int:
     if not isinstance(seed, Integral) or not 0 <= seed < 2**32 - 100:
         raise BadInput(f"seed: got {seed!r}; a whole number from 0 to {2**32 - 101} is accepted")
     return int(seed)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Say which names are accepted, the nearest one first."""
+    known = list(known)
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}accepted: {', '.join(known)}"

@@ -7,7 +7,8 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -15,8 +16,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from pyro_invariance import datasets, downloads
-from pyro_invariance.datasets import Dataset, nearest
-from pyro_invariance.typing import BadInput
+from pyro_invariance.datasets import Dataset
+from pyro_invariance.typing import BadInput, nearest
 
 SIMULATOR = "orbit_gp"  # the entry whose simulated images have names: a name means the same data for every entry
 
@@ -62,7 +63,7 @@ class Hypothesis:
     model : callable
         A Pyro model `model(*args)`; its latent sites continuous or enumerated in parallel, the data observed.
     prepare : callable
-        `Dataset -> args`, run once per data set (distances and the like).
+        `Dataset -> args`, run once per data set (distances and the like); with parameters `(Dataset, dict) -> args`.
     starts : tuple of dict
         Values of every latent site to start from, narrow and wide.
     contains : frozenset of str
@@ -81,6 +82,9 @@ class Hypothesis:
         The priors in words.
     moved : callable, optional
         `(inputs, extents) -> {caption: inputs}`: what the hypothesis takes to be the same, at values of its ranges.
+    learn : callable, optional
+        `(Dataset, seed) -> dict of tensors`: parameters that the model has beside its sites, learned from the earlier
+        items of the data set, so that the evidence is of items that they have not seen.
     sparse : bool
         Whether `sparse_fitting.fit_sparse` can fit it to any number of data.
     parts : mapping of str to Hypothesis
@@ -93,7 +97,7 @@ class Hypothesis:
     kind: Kind
     base: str
     model: Callable[..., Any]
-    prepare: Callable[[Dataset], tuple]
+    prepare: Callable[..., tuple]
     starts: tuple[Mapping[str, float], ...]
     contains: frozenset[str] = frozenset()
     saturated: frozenset[str] = frozenset()
@@ -103,9 +107,14 @@ class Hypothesis:
     memory: Callable[[Dataset], int] = lambda data: 0
     priors: Mapping[str, str] = field(default_factory=dict)
     moved: Callable[[Tensor, Mapping[str, float]], Mapping[str, Tensor]] | None = None
+    learn: Callable[[Dataset, int], dict[str, Tensor]] | None = None
     sparse: bool = False
     parts: Mapping[str, "Hypothesis"] = field(default_factory=dict)
     default: bool = True
+
+    def given(self, parameters: Mapping[str, Tensor]) -> "Hypothesis":
+        """Return the hypothesis with its parameters as learned; itself if it has none."""
+        return replace(self, learn=None, prepare=partial(self.prepare, parameters=parameters)) if self.learn else self
 
     def shares(self, sites: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Share of the prior variance that each part of a sum has, at values of its scales."""
