@@ -121,7 +121,7 @@ def hypotheses(data: Dataset, nodes: int = NODES, scale: float = 1.0) -> list[Hy
             scale=scale,
             table=AveragedKernel.bytes,
             extents={n: _range(n, upper, LEVEL if base == "colour" else 1 / side) for n, upper in ends.items()},
-            begin=tuple({n: share * upper for n, upper in ends.items()} for share in (0.05, 0.2)) if ends else None,
+            begin=_starts(ends, group) if group else None,
             contains=(name.split("-") if kind != "none" else ()) if contains is None else contains,
             moved=partial(_moved, group, "mirror" in name),
         )
@@ -137,6 +137,13 @@ def hypotheses(data: Dataset, nodes: int = NODES, scale: float = 1.0) -> list[Hy
         make("trivial", "none", "colour", FiniteOrbit(Trivial())),
         make("colour", "augmentation", "colour", SobolOrbit(level, nodes), level),
     ]
+
+
+def _starts(ends: Mapping[str, float], group: MatrixGroup | Deformation) -> tuple[dict[str, float], ...]:
+    """All ranges narrow, all wider, and each of several wide while the others are narrow: basins lie far apart."""
+    narrow, wider = ({n: share * upper for n, upper in ends.items()} for share in (0.05, 0.2))
+    wide = [{n: 0.7 * upper for n, upper in ends.items() if n.partition("_")[0] == axis} for axis in group.extents]
+    return narrow, wider, *(narrow | one for one in wide if len(wide) > 1)
 
 
 def _range(name: str, upper: float, resolution: float) -> Extent:

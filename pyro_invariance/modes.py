@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from pyro_invariance.evidence.laplace import Mode, distinct, laplace, maximise, 
 from pyro_invariance.zoo import Hypothesis
 
 SCOUT = 300  # items on which the starts are compared first
+ALL, STEPS = 2, 30  # climbs on all data, at most; steps of each on a few items where there are more starts than that
 CLOSE, VALLEY = 5.0, 0.5  # nats that a mode may be worse and still count, and that lie between two of them at least
 SURPRISE, TALL = 2.0, 10.0  # nats above what known modes explain, and below the best of them
 
@@ -32,11 +34,14 @@ def others(log_joint: LogJoint, hypothesis: Hypothesis) -> np.ndarray:
 
 
 def climbed(hypothesis: Hypothesis, data: Dataset, log_joint: LogJoint, seed: int) -> list[Mode]:
-    """Climb from every start, on a few items first and then on all of them: positions are those of both climbs."""
+    """Climb from every start, on a few items first and then on all of them: positions are those of both climbs.
+
+    Of many starts, the two that end highest on a few items are climbed on all of them.
+    """
     found = []
     for visited, covariance in _scout(hypothesis, data, seed):
         guess = 0.01 * np.eye(log_joint.size)  # a tenth of a unit for the extents
-        rest = others(log_joint, hypothesis)
+        rest = np.arange(log_joint.size) if len(covariance) == len(guess) else others(log_joint, hypothesis)
         guess[np.ix_(rest, rest)] = covariance
         before = torch.stack([log_joint.pack(values) for values in visited])
         mode = maximise(log_joint, before[-1], inverse_hessian=guess)
@@ -71,26 +76,28 @@ def optimum(mode: Mode, best: Mode, log_joint: LogJoint, hypothesis: Hypothesis)
 def _scout(hypothesis: Hypothesis, data: Dataset, seed: int) -> list[tuple[list[dict[str, Tensor]], np.ndarray]]:
     """Fit all but the extents on a few images, from every start: site values on the way, a guess of their covariance.
 
-    The extents stay where they start, because a few images may prefer another basin than all of them do.  Without
-    extents, starts that meet are one.
+    The extents of one start or two stay where they start, because a few images may prefer another basin than all of
+    them do; those of many starts do not.  Where nothing is held, starts that meet are one.
     """
-    small = few(data, seed)
+    small, many = few(data, seed), len(hypothesis.starts) > ALL
+    climb = partial(maximise, gtol=0.5, max_iter=STEPS) if many else maximise
     args, ratio = hypothesis.prepare(small), len(small.y) / len(data.y)
     begins: list[tuple[list[dict[str, Tensor]], np.ndarray]] = []
     reached: list[Mode] = []
     for start in hypothesis.starts:
-        held = {name: torch.tensor(start[name]) for name in hypothesis.extents}
+        held = {} if many else {name: torch.tensor(start[name]) for name in hypothesis.extents}
         log_joint = LogJoint(poutine.condition(hypothesis.model, data=held), args)
         if log_joint.size == 0:
             begins.append(([held], np.zeros((0, 0))))
             continue
-        mode = maximise(log_joint, log_joint.pack({k: v for k, v in start.items() if k not in held}))
+        mode = climb(log_joint, log_joint.pack({k: v for k, v in start.items() if k not in held}))
         if not held and any(_same(log_joint, mode, other) for other in reached):
             continue
         reached.append(mode)
         visited = [held | log_joint.unpack(z) for z in (*mode.positions, mode.z)]
         begins.append((visited, mode.inverse_hessian * ratio))
-    return begins
+    highest = sorted(range(len(reached)), key=lambda i: -reached[i].value)[:ALL]
+    return [begins[i] for i in highest] if many else begins
 
 
 def _same(log_joint: LogJoint, mode: Mode, other: Mode) -> bool:

@@ -16,7 +16,7 @@ from pyro_invariance.evidence.laplace import laplace, lean, maximise
 from pyro_invariance.evidence.variational import draw, train
 from pyro_invariance.fitting import Fit, fit
 from pyro_invariance.guides import SinhArcsinh, SkewNormal, mixture
-from pyro_invariance.modes import distinct
+from pyro_invariance.modes import climbed, distinct
 from pyro_invariance.zoo import Hypothesis
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
@@ -90,6 +90,20 @@ def test_resampling_repairs_the_draws_of_a_unimodal_guide(line, monkeypatch):
         monkeypatch.setattr(fitting, "FEW", few)
         above = (fit(own(folded, 1.0, -1.0), line).draws["level"] > 0).double().mean()
         assert (abs(float(above) - share) < 0.1) == repaired
+
+
+def waves(y: Tensor) -> None:
+    """Data that know the cosine of a number; its prior prefers one of the peaks."""
+    level = pyro.sample("level", dist.Normal(torch.tensor(2.3), 1.5))
+    with pyro.plate("items", len(y)):
+        pyro.sample("y", dist.Normal((3 * level).cos(), 0.7), obs=1 + 0 * y)
+
+
+@pytest.mark.parametrize("starts", [(-2.0, 0.1, 4.3, 2.2), (2.2, 4.3, 0.1, -2.0), (0.1, 2.2, 2.0, 4.3)])
+def test_of_many_starts_the_two_that_end_highest_are_climbed(line, starts):
+    found = climbed(own(waves, *starts), line, LogJoint(waves, (line.targets[:, 0],)), seed=0)
+    peaks = sorted(float(mode.z) for mode in found)
+    assert peaks == pytest.approx([2 * math.pi / 3, 4 * math.pi / 3], abs=0.1)  # the prior pulls a little
 
 
 def test_single_mode_is_held_by_the_plain_guide(line):
