@@ -119,6 +119,10 @@ class Dataset:
         chosen = self._order(generator)[:size].sort().values
         return replace(self, x=self.x[chosen], y=self.y[chosen])
 
+    def itself(self) -> "Dataset":
+        """The same inputs as what is to be explained: what a density is of, for which labels play no part."""
+        return replace(self, y=self.x, y_test=self.x_test, classes=None)
+
     def halved(self, seed: int) -> "Dataset":
         """Keep a random half of the training items for the evidence; parameters are learned from the other."""
         order = self._order(torch.Generator().manual_seed(seed))

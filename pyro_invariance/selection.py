@@ -89,6 +89,8 @@ def select(
     if bad := [label for label in labels if not re.fullmatch(r"\w[\w .+-]*", label)]:
         raise BadInput(f"hypotheses: got the name {bad[0]!r}; letters, digits, spaces and . + - are accepted")
     subset = full.subset(datasets.LIMIT, seed)
+    if any(h.density for h in chosen):
+        subset = subset.itself()
     if any(h.learn for h in chosen):
         subset = subset.halved(seed)  # for all of them, whose evidences would not compare otherwise
     if subset.classes is None and float(subset.y.std()) == 0:
@@ -113,7 +115,7 @@ def select(
     if folder is not None:
         _write(selection, folder.path)
         selection.inference_data().to_netcdf(str(folder.path / "posterior.nc"))
-    if carry and len(full.y) > len(subset.y):
+    if carry and subset.x_earlier is None and len(full.y) > len(subset.y):
         carried = carrying.carry(list(chosen), done, full.to(place), seed, None if folder is None else folder.path)
         selection = replace(selection, carried=carried)
         if folder is not None:

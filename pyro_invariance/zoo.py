@@ -85,6 +85,8 @@ class Hypothesis:
     learn : callable, optional
         `(Dataset, seed) -> dict of tensors`: parameters that the model has beside its sites, learned from the earlier
         items of the data set, so that the evidence is of items that they have not seen.
+    density : bool
+        Whether it explains the inputs themselves: labels then play no part.
     sparse : bool
         Whether `sparse_fitting.fit_sparse` can fit it to any number of data.
     parts : mapping of str to Hypothesis
@@ -108,6 +110,7 @@ class Hypothesis:
     priors: Mapping[str, str] = field(default_factory=dict)
     moved: Callable[[Tensor, Mapping[str, float]], Mapping[str, Tensor]] | None = None
     learn: Callable[[Dataset, int], dict[str, Tensor]] | None = None
+    density: bool = False
     sparse: bool = False
     parts: Mapping[str, "Hypothesis"] = field(default_factory=dict)
     default: bool = True

@@ -20,7 +20,7 @@ LAYERS = (
     ("groups",),
     ("matrix_groups", "deformations"),
     ("densities",),
-    ("sites",),
+    ("sites", "posed"),
     ("orbits",),
     ("quadrature",),
     ("kernels", "molecular", "sphere", "toroidal"),

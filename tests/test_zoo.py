@@ -46,9 +46,11 @@ def missing_parts(entry: ModuleType) -> list[str]:
     ]
     if " ~ " not in text:
         missing.append("docstring: sampling notation")
-    for part in ("data", "model", "hypotheses", "predict"):
+    for part in ("data", "model", "hypotheses"):
         if not inspect.isfunction(getattr(entry, part, None)):
             missing.append(part)
+    if not any(inspect.isfunction(getattr(entry, part, None)) for part in ("predict", "log_density")):
+        missing.append("predict or log_density")
     for part in ("data", "model", "hypotheses"):
         if not inspect.getdoc(getattr(entry, part, None)):
             missing.append(f"{part}: docstring")
@@ -89,14 +91,14 @@ def test_unknown_entry_is_refused():
         zoo.load("__init__")
 
 
-PARTS = ["CARD", "data", "model", "hypotheses", "predict", "PLANTED", "__doc__"]
+PARTS = ["CARD", "data", "model", "hypotheses", "predict or log_density", "PLANTED", "__doc__"]
 
 
 def without(name: str, part: str) -> ModuleType:
     """Return a copy of an entry that lacks one part."""
     whole = zoo.load(name)
     copy = ModuleType(whole.__name__)
-    vars(copy).update({k: v for k, v in vars(whole).items() if k != part})
+    vars(copy).update({k: v for k, v in vars(whole).items() if k not in part.split(" or ")})
     if part == "__doc__":
         copy.__doc__ = "An entry."
     return copy
@@ -125,12 +127,18 @@ def entry(request: pytest.FixtureRequest, float64: None) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def data(entry: ModuleType) -> Dataset:
-    return small(entry)
+    made = small(entry)
+    return made.halved(0) if any(h.learn for h in entry.hypotheses(made)) else made
+
+
+def made(entry: ModuleType, data: Dataset, **options: float) -> list[Hypothesis]:
+    """Hypotheses with their parameters learned."""
+    return [h.given(h.learn(data, 0)) if h.learn else h for h in entry.hypotheses(data, **options)]
 
 
 @pytest.fixture(scope="session")
 def hypotheses(entry: ModuleType, data: Dataset) -> list[Hypothesis]:
-    return entry.hypotheses(data)
+    return made(entry, data)
 
 
 def latent(hypothesis: Hypothesis, data: Dataset) -> dict[str, dict]:
@@ -219,7 +227,7 @@ def test_bad_priors_are_reported(prior):
 
 
 def test_wider_priors_are_told(entry, data, hypotheses):
-    wide = entry.hypotheses(data, scale=2.0)
+    wide = made(entry, data, scale=2.0)
     for a, b in zip(hypotheses, wide, strict=True):
         for name, site in latent(b, data).items():
             narrow = latent(a, data)[name]["fn"]
@@ -231,12 +239,17 @@ def test_wider_priors_are_told(entry, data, hypotheses):
 
 
 def test_exactly_the_targets_are_observed(hypotheses, data):
+    """The targets, or of a density what it makes of the inputs: the same for all hypotheses."""
+    seen = []
     for h in hypotheses:
         trace = poutine.trace(h.model).get_trace(*h.prepare(data))
         observed = [trace.nodes[name] for name in trace.observation_nodes]
         assert len(observed) == 1
-        assert torch.equal(observed[0]["value"], data.targets)
-        assert observed[0]["value"].dtype == torch.float64
+        seen.append(observed[0]["value"])
+        assert torch.equal(seen[-1], seen[0] if h.density else data.targets)
+        assert seen[-1].dtype == torch.float64
+        assert len(seen[-1]) == len(data.y)
+    assert len({h.density for h in hypotheses}) == 1
 
 
 def test_starts_give_every_site_a_value_inside_its_support(hypotheses, data):
@@ -282,6 +295,15 @@ def test_predictions_have_the_stated_shapes(hypotheses, data):
     for h in hypotheses:
         args = h.prepare(data)
         draws = [{k: torch.as_tensor(v) for k, v in start.items()} for start in h.starts]
+        if h.log_density:
+            logs = h.log_density(args, draws, data.x_test, data.encode(data.y_test))
+            assert logs.shape == (len(draws), 4), h.label
+            assert bool(logs.isfinite().all())
+            again = h.log_density(args, draws[:1], data.x_test[2:], data.encode(data.y_test[2:]))
+            torch.testing.assert_close(again[0], logs[0, 2:])
+        if h.predict is None:
+            assert h.log_density
+            continue
         mean, variance = h.predict(args, draws, data.x_test)
         assert mean.shape == (len(draws), 4, data.targets.shape[1]), h.label
         assert variance.shape == (len(draws), 4), h.label
