@@ -325,8 +325,9 @@ def test_memory_grows_with_the_data(entry, hypotheses, data):
 
 
 def test_entry_refuses_data_that_it_does_not_take(entry, data):
-    other = replace(data, name="mine", kind="points")
-    with pytest.raises(BadInput, match=r"'mine' holds points"):
+    kind = "series" if entry.CARD.kind == "points" else "points"
+    other = replace(data, name="mine", kind=kind)
+    with pytest.raises(BadInput, match=rf"'mine' holds {kind}"):
         entry.hypotheses(other)
     with pytest.raises(BadInput, match=r"planted: got 'nones'.*did you mean 'none'"):
         entry.data("nones")
