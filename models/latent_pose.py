@@ -36,6 +36,7 @@ from torch import Tensor
 
 from pyro_invariance import priors
 from pyro_invariance.datasets import Dataset, from_arrays
+from pyro_invariance.orbit_process import moved_by_name
 from pyro_invariance.posed import PosedLinear
 from pyro_invariance.representations import Pixels, Polar
 from pyro_invariance.trained import train
@@ -185,6 +186,7 @@ def hypotheses(data: Dataset, scale: float = 1.0) -> list[Hypothesis]:
             saturated=frozenset({"SO2", "rotation"} if ranged else ()),
             extents={"rotation": extent} if ranged else {},
             log_density=partial(log_density, kind=name),
+            moved=partial(moved_by_name, name=name),
             memory=partial(_memory, 0 if name == "null" else 8 * (CODE + 1) * 64 * 8),
             priors=noise | ({"rotation": f"Uniform(0, {math.pi:.4g})"} if ranged else {}),
             learn=partial(learn, name),

@@ -23,6 +23,7 @@ from pyro_invariance.verdict import Verdict, of_sums
 CLAIMS = {  # what a supported and a refused symmetry say, by the kind of data or of what is known of them
     "labels": ("The label survives", "The label does not survive"),
     "values": ("The value survives", "The value does not survive"),
+    "density": ("The images come in poses that differ by", "The images do not come in poses that differ by"),
     "pairs": ("The halves of a pair are equal up to", "The halves of a pair are not equal up to"),
 }
 
@@ -73,7 +74,8 @@ def sentences(selection: Selection) -> list[tuple[str, str]]:
     """Verdicts in plain English, each with its kind: supported, then refused, then undecided; last the sums."""
     words = {} if selection.entry == "custom" else zoo.load(selection.entry).CARD.symmetries
     order, data = list(VERDICTS), selection.data
-    claim = CLAIMS.get(data.kind, CLAIMS["labels" if data.classes else "values"])
+    of = "density" if any(h.density for h in selection.hypotheses) else "labels" if data.classes else "values"
+    claim = CLAIMS.get(data.kind, CLAIMS[of])
     judged = sorted(selection.verdicts.items(), key=lambda item: order.index(item[1].verdict))
     said = [(v.verdict, _sentence(claim, words.get(s, s), _reach(selection, s), v)) for s, v in judged]
     return said + [("sum", f"{sentence[0].upper()}{sentence[1:]}.") for sentence in of_sums(list(selection.fits))]

@@ -39,6 +39,7 @@ def pictures(selection: Selection) -> dict[Callable[[Selection], Axes], str]:
     """Pictures of a run that are not empty, with what each answers: of a sum of priors its shares; the entry's own."""
     empty = {gallery} if selection.data.kind != "images" else set()
     empty |= set() if any(f.extents for f in selection.fits) else {extents, profiles}
+    empty |= {calibration, predictive_check} if any(h.density for h in selection.hypotheses) else set()
     general = {draw: asks for draw, asks in PICTURES.items() if draw not in empty}
     summed = {shares: "Which parts of the sum do the data support?"} if any(f.shares for f in selection.fits) else {}
     own = {} if selection.entry == "custom" else getattr(zoo.load(selection.entry), "PICTURES", {})
