@@ -48,13 +48,13 @@ def run(name: str, out: Path) -> dict[str, Any]:
     with (out / f"{name}.log").open("w") as log:
         process = subprocess.Popen([sys.executable, "-m", MODULES[name]], stdout=log, stderr=subprocess.STDOUT)
         _, status, usage = os.wait4(process.pid, 0)
-    ended = os.waitstatus_to_exitcode(status)
+    ended = process.returncode = os.waitstatus_to_exitcode(status)
     row = {
         "code": code(),
         "outcome": SAID.get(ended, f"failed with status {ended}"),
         "minutes": (time.perf_counter() - begin) / 60,
         "CPU minutes": (usage.ru_utime + usage.ru_stime) / 60,
-        "peak GiB": usage.ru_maxrss / 2**20,
+        "peak GiB": usage.ru_maxrss / 2**20,  # not less than what this process takes: it begins as a copy
     }
     path.write_text(json.dumps(row))
     return row

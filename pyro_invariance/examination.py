@@ -54,11 +54,14 @@ def examine(
         raise BadInput(f"entry: {entry!r} has no PLANTED cases, `none` and a symmetry; see models/README.md")
     every = {planted: module.data(planted, seed, size=ITEMS, test=TEST) for planted in module.PLANTED}
     hypotheses = {h.label: h for h in module.hypotheses(every["none"])}
+    if any(h.learn for h in hypotheses.values()):
+        every = {planted: module.data(planted, seed, size=2 * ITEMS, test=TEST).halved(seed) for planted in every}
     name = hypothesis or next((label for label, h in hypotheses.items() if h.extents), next(iter(hypotheses)))
     if name not in hypotheses:
         raise BadInput(f"hypothesis: got {name!r}; {nearest(name, hypotheses)}")
     chosen, data = hypotheses[name], every.get(name, every["none"])
     fitted = fit(chosen, data, seed)
+    chosen = chosen.given(fitted.learned)
     yield _tails(chosen, data, seed)
     yield from (check for check in [_coverage(fitted, data)] if check)
     for label, h in hypotheses.items():
