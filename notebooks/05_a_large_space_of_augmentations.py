@@ -76,10 +76,10 @@ result = pyro_invariance.select(data, "augmentation_gp", hypotheses=["affine"], 
 result.table[["log_evidence", "upper", "std_error", "accuracy"]].round(2)
 
 # %% [markdown]
-# Now watch them. Climbs begin with all ranges narrow, with all of them wider, and with each of them wide by itself, since
-# basins lie far apart; all nine sites climb the log joint density together, along its gradient. Here is the climb that
-# ended highest. On the right is what SVI says around the mode: posterior means, with central 95 % intervals. A range below half a
-# pixel cannot be told from none, and is called shut off.
+# Now watch them. Climbs begin with all ranges narrow, with all of them wider, and with each of them wide by itself,
+# since basins lie far apart; all nine sites climb the log joint density together, along its gradient. Here is the climb
+# that ended highest. On the right is what SVI says around the mode: posterior means, with central 95 % intervals. A
+# range below half a pixel cannot be told from none, and is called shut off.
 
 # %%
 affine = next(h for h in result.hypotheses if h.label == "affine")
@@ -134,10 +134,10 @@ for line, (caption, colour, images) in zip(axes, rows, strict=True):
 # whole circle leaves nothing to be careful about. A 6 that may be turned all the way is a 9, and the model has to live
 # with that: it can only be unsure of both.
 #
-# Two limits to know about. Each image is averaged over some dozens of nodes of its own; what they miss is noise to the
-# model, so that more of them (`hypotheses(data, nodes=256)` of the entry) may widen a range. And climbs
-# have local optima. Of all these starts, the two that end highest on a few images are climbed on all of them; where they
-# do not meet, what the worse one found is not hidden:
+# Two limits to know about. Each image is averaged over some dozens of nodes of its own; what they miss is noise to
+# the model, so that more of them (`hypotheses(data, nodes=256)` of the entry) may widen a range. And climbs have local
+# optima. Of all these starts, the two that end highest on a few images are climbed on all of them; where they do not
+# meet, what the worse one found is not hidden:
 
 # %%
 for other in fit.other_optima:

@@ -52,9 +52,9 @@ def numbers(name: str, values: object) -> np.ndarray:
     return array
 
 
-def finite(name: str, x: np.ndarray) -> np.ndarray:
-    """Inputs as floats, integers divided by the maximum of their dtype."""
-    if x.dtype.kind in "iu":
+def finite(name: str, x: np.ndarray, kind: object = None) -> np.ndarray:
+    """Inputs as floats; integers are divided by the maximum of their dtype, but for degrees on a sphere."""
+    if x.dtype.kind in "iu" and str(kind) != "sphere":
         x = x / np.iinfo(x.dtype).max
     x = x.astype(np.float64)
     if not np.isfinite(x).all():
@@ -95,6 +95,8 @@ def second_halves(name: str, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Second halves of pairs, read as the first ones are."""
     if y.shape != x.shape:
         raise BadInput(f"{name}: got shape {y.shape}; the halves of a pair have one shape, here {x.shape}")
+    if not one_scale(y.dtype, x.dtype):
+        raise BadInput(f"{name}: got dtype {y.dtype}; the halves of a pair have one scale, here that of {x.dtype}")
     return finite(name, y)
 
 
@@ -103,6 +105,8 @@ def class_count(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.nda
     for name, inputs, labels in (("y_train", x, y), ("y_test", x_test, y_test)):
         if len(labels) != len(inputs) or (labels.ndim != 1 and labels.dtype.kind != "f"):
             raise BadInput(f"{name}: got shape {labels.shape} for {len(inputs)} items; one label per item")
+        if 0 in labels.shape[1:]:
+            raise BadInput(f"{name}: got shape {labels.shape}; one number or more per item")
         if labels.shape[1:] != y.shape[1:]:
             raise BadInput(f"{name}: values of shape {labels.shape[1:]}, those of y_train have {y.shape[1:]}")
         if labels.dtype.kind == "f" and not np.isfinite(labels).all():

@@ -140,9 +140,8 @@ def _select(chosen: argparse.Namespace) -> int:
 def describe(result: results.Selection) -> str:
     """The outcome for a terminal: the table, the verdicts in words, the best model."""
     data, best = result.data, result.best
-    drawn = (
-        f", a class-balanced subset of {data.total} drawn with seed {result.seed}" if data.total > len(data.y) else ""
-    )
+    how = "a class-balanced subset" if data.x_earlier is None else "what nothing was learned from"
+    drawn = f", {how} of {data.total} drawn with seed {result.seed}" if data.total > len(data.y) else ""
     lines = [f"{data.name}: evidence on {len(data.y)} {NOUNS[data.kind]}{drawn}; {data.coding}", ""]
     table = result.table.round(3).drop(columns=["cpu_seconds"])
     lines += [table.to_string(float_format=lambda v: f"{v:.3f}" if abs(v) < 10 else f"{v:.1f}"), result.ranking, ""]
@@ -221,6 +220,7 @@ def _profile(chosen: argparse.Namespace) -> int:
     candidates = [h for h in zoo.choose(data, chosen.model, [chosen.hypothesis]) if h.extents]
     if not candidates:
         raise BadInput(f"hypothesis: {chosen.hypothesis!r} has no learned range to profile")
+    data = zoo.taken(data, candidates, chosen.seed)
     print(
         f"{data.name}, {len(data.y)} of {data.total} {NOUNS[data.kind]}: largest log joint density, the rest optimised"
     )

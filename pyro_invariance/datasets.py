@@ -87,9 +87,15 @@ class Dataset:
 
     @property
     def unit(self) -> tuple[Tensor, Tensor]:
-        """Zero and one of the targets: mean and standard deviation of single values; vectors are left as they are."""
+        """Zero and one of the targets: mean and standard deviation of single values, root mean square of vectors.
+
+        What is like the inputs, in a pair or as an input itself, is left as it is.
+        """
+        zero, one = torch.zeros(()).to(self.y), torch.ones(()).to(self.y)
+        if self.y.shape[1:] == self.x.shape[1:]:
+            return zero, one
         if self.y.dim() > 1:  # to centre a vector would prefer a direction
-            return torch.zeros(()).to(self.y), torch.ones(()).to(self.y)
+            return zero, self.y.square().mean().sqrt()
         return self.y.mean(), self.y.std()
 
     @property
@@ -101,7 +107,9 @@ class Dataset:
     def coding(self) -> str:
         """The target coding in words."""
         if self.codes is None:
-            return "values as they are" if self.y.dim() > 1 else "values centred and scaled to unit variance"
+            alike = self.y.shape[1:] == self.x.shape[1:]
+            vectors = "values as they are" if alike else "vectors scaled to a mean square of one"
+            return vectors if self.y.dim() > 1 else "values centred and scaled to unit variance"
         classes, outputs = self.codes.shape
         if classes == 2:
             return "one output of {:+.3g} and {:+.3g}".format(*self.codes[:, 0].tolist())
@@ -187,7 +195,7 @@ def load_new(source: str | Path, data: Dataset) -> Tensor:
         raise BadInput(f"x: got dtype {raw.dtype}; the run was on {data.dtype}, and so is the scale of its inputs")
     if len(raw) == 0:
         raise BadInput(f"x: got shape {raw.shape}; one item or more is accepted")
-    x = finite("x", raw)
+    x = finite("x", raw, data.kind)
     if data.kind == "images":
         if x.ndim not in (3, 4):
             raise BadInput(f"x: got shape {x.shape}; images are [N, H, W] or [N, H, W, C]")
@@ -254,10 +262,12 @@ def from_arrays(
         digest.update(str((array.shape, array.dtype.str)).encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     dtype, item = str(x_train.dtype), x_train.shape[1:]
-    x_train, x_test = finite("x_train", x_train), finite("x_test", x_test)
-    chosen = kind_of(kind, x_train)
-    if chosen == "pairs":
+    if str(kind) == "pairs":
         y_train, y_test = second_halves("y_train", y_train, x_train), second_halves("y_test", y_test, x_test)
+    x_train, x_test = finite("x_train", x_train, kind), finite("x_test", x_test, kind)
+    chosen = kind_of(kind, x_train)
+    if chosen != "pairs" and y_train.shape[1:] == (1,) and y_train.dtype.kind == "f":  # a column of single values
+        y_train, y_test = y_train[:, 0], y_test.reshape(len(y_test), -1)[:, 0] if y_test.size else y_test.flatten()
     if x_test.shape[1:] != x_train.shape[1:]:
         raise BadInput(f"x_test: items of shape {x_test.shape[1:]}, those of x_train have {x_train.shape[1:]}")
     if x_train.size == 0 or not np.ptp(x_train.reshape(len(x_train), -1), axis=0).any():

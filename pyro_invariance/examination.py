@@ -55,7 +55,8 @@ def examine(
     every = {planted: module.data(planted, seed, size=ITEMS, test=TEST) for planted in module.PLANTED}
     hypotheses = {h.label: h for h in module.hypotheses(every["none"])}
     if any(h.learn for h in hypotheses.values()):
-        every = {planted: module.data(planted, seed, size=2 * ITEMS, test=TEST).halved(seed) for planted in every}
+        every = {planted: module.data(planted, seed, size=2 * ITEMS, test=TEST) for planted in every}
+    every = {planted: zoo.taken(data, hypotheses.values(), seed) for planted, data in every.items()}
     name = hypothesis or next((label for label, h in hypotheses.items() if h.extents), next(iter(hypotheses)))
     if name not in hypotheses:
         raise BadInput(f"hypothesis: got {name!r}; {nearest(name, hypotheses)}")

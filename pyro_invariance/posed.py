@@ -32,7 +32,7 @@ class PosedLinear(TorchDistribution):
     count : int
         Images, N.
     nodes : int
-        Quadrature nodes of the pose; they move with the extent.
+        Quadrature nodes of the pose; they move with the extent, and have to be closer than poses are known.
     """
 
     arg_constraints = {"noise": constraints.positive}  # noqa: RUF012
@@ -46,10 +46,11 @@ class PosedLinear(TorchDistribution):
         extent: Tensor | None = None,
         *,
         count: int = 1,
-        nodes: int = 64,
+        nodes: int = 512,
     ) -> None:
+        extent = None if extent is None else extent.to(mean)
         self.mean_image, self.directions, self.noise, self.extent = mean, directions, noise, extent
-        one = torch.zeros(1).to(noise), torch.zeros(1).to(noise)
+        one = torch.zeros(1).to(mean), torch.zeros(1).to(mean)
         self.poses, self.log_weights = one if extent is None else MovingUniform(extent).nodes(nodes)
         super().__init__(torch.Size([count]), mean.flatten().shape, validate_args=False)
 

@@ -61,6 +61,7 @@ def profile(hypothesis: Hypothesis, data: Dataset, points: int = 13) -> Profile:
     """
     if not hypothesis.extents:
         raise BadInput(f"hypothesis: {hypothesis.label!r} has no learned range to profile")
+    hypothesis = hypothesis.given(hypothesis.learn(data, 0)) if hypothesis.learn else hypothesis
     first = next(iter(hypothesis.extents.values()))
     bar = tqdm(total=points, desc=hypothesis.label, disable=not sys.stderr.isatty())
     shares, values = walk(hypothesis, hypothesis.prepare(data), hypothesis.starts[0], points, step=bar.update)

@@ -11,7 +11,7 @@ from pyro_invariance.matrix_groups import MatrixGroup
 from pyro_invariance.orbits import FiniteOrbit, Orbit
 from pyro_invariance.typing import BadInput, Images, Views, checked_seed
 
-TURNS = 10.0  # of the torus that a pixel of height one shifts the nodes by: images that look alike have others
+TURNS = 100.0  # of the torus that an image shifts the nodes by: those that look alike have others
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class SobolOrbit(Orbit):
         names, size = self.group.extents, self.group.coefficients
         if len(extents) not in (len(names), 2 * len(names)):
             raise BadInput(f"extents: got {len(extents)}; {self.group!r} takes {len(names)}, or left and right of each")
-        flat = x.detach().flatten(1).to(torch.float64)
+        flat = torch.nn.functional.normalize(x.detach().flatten(1).to(torch.float64), dim=1)  # whatever its unit
         left, right = (torch.stack(e).to(flat) for e in (extents[: len(names)], extents[-len(names) :]))
         engine = SobolEngine(size, scramble=True, seed=checked_seed(self.seed))
         generator = torch.Generator().manual_seed(self.seed)

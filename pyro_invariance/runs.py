@@ -30,6 +30,7 @@ from pyro_invariance.zoo import Hypothesis
 
 VERSION = "0.1.0"
 SOURCE = "entry's source"
+ARRAYS = ("x", "y", "x_test", "y_test", "x_earlier", "y_earlier")  # of a data set
 TENSORS = (  # fields of a fit that are stored apart from its JSON
     *("draws", "prior", "weighted", "site_log_prior", "pointwise", "replicates", "observed"),
     *("test_mean", "test_variance", "test_log_density", "positions", "learned"),
@@ -53,7 +54,7 @@ def identity(data: Dataset, entry: str, seed: int, own: list[Hypothesis]) -> dic
         "version": VERSION,
         "entry": entry,
         SOURCE: None if own else source(entry),
-        "data": _digest(*(_said(t) for t in (data.x, data.y, data.x_test, data.y_test))),
+        "data": _digest(*(_said(getattr(data, name)) for name in ARRAYS)),
         "evidence images": [len(data.y), *data.x.shape[1:]],
         "seed": seed,
         "hypotheses": {h.label: _digest(*(_said(v) for v in vars(h).values())) for h in own},

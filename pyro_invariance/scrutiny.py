@@ -90,7 +90,7 @@ def scrutinise(
 def _scrutinise(
     hypothesis: Hypothesis, f: Fit, data: Dataset, seed: int, upper: bool, posterior: bool
 ) -> tuple[Fit, dict[str, Agreement]]:
-    if upper:
+    if upper and not f.learned:  # of what was learned, nothing is known to be at its best
         top = max(f.upper, upper_side(hypothesis, data, seed))
         f = replace(f, upper=top, evidence=replace(f.evidence, upper=top))
     return f, posterior_agreement(hypothesis, data, seed) if posterior else {}

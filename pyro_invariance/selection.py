@@ -89,10 +89,7 @@ def select(
     if bad := [label for label in labels if not re.fullmatch(r"\w[\w .+-]*", label)]:
         raise BadInput(f"hypotheses: got the name {bad[0]!r}; letters, digits, spaces and . + - are accepted")
     subset = full.subset(datasets.LIMIT, seed)
-    if any(h.density for h in chosen):
-        subset = subset.itself()
-    if any(h.learn for h in chosen):
-        subset = subset.halved(seed)  # for all of them, whose evidences would not compare otherwise
+    subset = zoo.taken(subset, chosen, seed)
     if subset.classes is None and float(subset.y.std()) == 0:
         raise BadInput(f"y_train: all values of the {len(subset.y)} items drawn are {float(subset.y[0])}; try a seed")
     entry = "custom" if own else model

@@ -1,5 +1,6 @@
 """Parameters of a model, learned by the gradient of its evidence, with the latent sites at their mode."""
 
+import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
@@ -57,7 +58,10 @@ def train(
     if not list(module.parameters()):
         raise BadInput(f"module: {type(module).__name__} has no parameters to learn")
     ends = [_climb(deepcopy(module), args, start, steps, rate, seed) for start in starts]
-    return min(ends, key=lambda end: end[0])[1]
+    good = [end for end in ends if math.isfinite(end[0])]
+    if not good:
+        raise FloatingPointError(f"the parameters of {type(module).__name__} diverged from every start; a lower rate?")
+    return min(good, key=lambda end: end[0])[1]
 
 
 def _climb(

@@ -213,6 +213,17 @@ def catalogue() -> list[tuple[str, str, str, str, str]]:
     return rows
 
 
+def taken(data: Dataset, hypotheses: Iterable[Hypothesis], seed: int) -> Dataset:
+    """The data as all of these hypotheses take them, whose evidences would not compare otherwise.
+
+    A density explains the inputs themselves; where one of them learns parameters, half of the items are for that.
+    """
+    hypotheses = list(hypotheses)
+    if any(h.density for h in hypotheses):
+        data = data.itself()
+    return data.halved(seed) if any(h.learn for h in hypotheses) else data
+
+
 def choose(data: Dataset, model: str, names: Iterable[str] | None) -> list[Hypothesis]:
     """Hypotheses of a zoo entry by name, and what their contrasts need.
 

@@ -98,6 +98,11 @@ BAD_ARRAYS = {
         ("y_train", "(20, 5, 6)", "(20, 6, 6)", "one shape"),
     ),
     "halves that are labels": ({"kind": "pairs"}, ("y_train", "(20,)", "one shape")),
+    "halves of two scales": (
+        {"kind": "pairs", "x_train": (255 * IMAGES).astype(np.uint8), "y_train": IMAGES},
+        ("y_train", "float64", "one scale", "uint8"),
+    ),
+    "values of no numbers": ({"y_train": np.zeros((N, 0))}, ("y_train", "(20, 0)", "one number or more")),
     "a half that is not finite": (
         {"kind": "pairs", "y_train": changed(IMAGES, 0, np.inf)},
         ("y_train", "36 values", "finite"),
@@ -307,16 +312,26 @@ def test_kind_is_inferred_unless_given(shape, given, kind, tmp_path):
     assert torch.equal(from_file.x, data.x)
 
 
-def test_vectors_are_left_as_they_are_and_values_are_not():
+def test_vectors_are_scaled_and_values_are_centred_as_well():
     vectors = from_arrays("mine", IMAGES, PLACES, IMAGES[:2], PLACES[:2])
     assert vectors.classes is None
-    assert torch.equal(vectors.targets, torch.tensor(PLACES))
-    assert torch.equal(vectors.encode(vectors.y_test), torch.tensor(PLACES[:2]))
-    assert vectors.coding == "values as they are"
+    assert float(vectors.targets.square().mean()) == pytest.approx(1)
+    torch.testing.assert_close(vectors.targets * vectors.unit[1], torch.tensor(PLACES))
+    torch.testing.assert_close(vectors.encode(vectors.y_test), vectors.targets[:2])
+    assert vectors.coding == "vectors scaled to a mean square of one"
     values = from_arrays("mine", IMAGES, PLACES[:, 0])
     assert values.targets.shape == (N, 1)
     assert float(values.targets.mean()) == pytest.approx(0, abs=1e-12)
     assert float(values.targets.std()) == pytest.approx(1)
+    column = from_arrays("mine", IMAGES, PLACES[:, :1], IMAGES[:2], PLACES[:2, :1])
+    assert torch.equal(column.targets, values.targets), "a column is of single values"
+    assert column.y_test.shape == (2,)
+    assert torch.equal(vectors.itself().targets, vectors.x.flatten(1)), "inputs are left as they are"
+
+
+def test_whole_degrees_are_degrees():
+    whole = from_arrays("mine", PLACES.astype(int), PLACES[:, 0], kind="sphere")
+    assert torch.equal(whole.x, torch.tensor(PLACES.astype(int)).double())
 
 
 def test_halves_of_pairs_are_read_alike():

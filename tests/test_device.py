@@ -160,6 +160,22 @@ def test_a_fit_on_a_device_is_that_on_the_cpu(entry, label, data, device):
     torch.testing.assert_close(found.test_mean, expected.test_mean, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("entry", "label"), [("latent_pose", "rotation"), ("sphere_gp", "zonal"), ("molecules", "SE3")]
+)
+def test_other_data_on_a_device_are_those_on_the_cpu(entry, label, device):
+    module = zoo.load(entry)
+    small = module.data(next(planted for planted in module.PLANTED if planted != "none"), size=24, test=4)
+    (hypothesis,) = (h for h in module.hypotheses(small) if h.label == label)
+    small = zoo.taken(small, [hypothesis], 0)
+    (expected,), _ = sweep([hypothesis], small, 0, jobs=1)
+    done, failed = sweep([hypothesis], small.to(device), 0, jobs=1)
+    assert failed == {}
+    assert all(on_cpu(value) for value in vars(done[0]).values())
+    assert done[0].evidence.value == pytest.approx(expected.evidence.value, rel=1e-3, abs=1e-2)
+
+
 def test_a_sparse_fit_on_a_device_is_that_on_the_cpu(data, device):
     hypothesis = named(data, "orbit_gp", "SO2")
     expected, found = (moved(fit_sparse(hypothesis, data.to(place), 20), "cpu") for place in ("cpu", device))

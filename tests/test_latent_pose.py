@@ -9,6 +9,7 @@ import torch
 from benchmarks.cases import FOLDER
 from pyro_invariance import from_arrays, select
 from pyro_invariance.fitting import fit
+from pyro_invariance.profiles import profile
 from pyro_invariance.report import report
 from pyro_invariance.representations import Pixels
 from pyro_invariance.results import load as load_run
@@ -61,6 +62,19 @@ def test_report_and_stored_run(run):
     assert ENTRY._posed(again)[0].pose(ENTRY._posed(again)[1])[0].shape == (60,)
     with pytest.raises(BadInput, match="'rotation' offers no predictions"):
         selection.predict(selection.data.x)
+
+
+def test_range_has_a_profile():
+    (h,) = (h for h in ENTRY.hypotheses(ENTRY.data("rotation", size=40, test=0)) if h.name == "rotation")
+    data = ENTRY.data("rotation", size=60, test=0).itself().halved(0)
+    found = profile(h, data, points=6)
+    assert found.extent[int(np.argmax(found.log_density))] == pytest.approx(np.radians(45), abs=np.radians(31))
+
+
+def test_a_circle_that_wins_has_its_pictures(tmp_path):
+    run = select(ENTRY.data("SO2", size=60, test=4), "latent_pose", ["SO2"], jobs=1)
+    page = report(run, tmp_path).read_text(encoding="utf-8")
+    assert "The images come in poses that differ by any turn" in page
 
 
 def test_labels_play_no_part():
