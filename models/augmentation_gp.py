@@ -23,8 +23,8 @@ Limitations: Gaussian likelihood on class codes; function averaging learns an in
 that of the poses; the box is that of coefficients of one exponential; the function fades far from its centres; exact
 inference, 2,000 images at most.  Each image has nodes of its own, so that what few of them miss is noise, which widens
 with a range: a range may come out narrower than more nodes would have it.  Climbs have local optima, and a range that
-the data hardly know may end narrow or wide: of 2,000 upright MNIST digits, modes whose slant reaches 2 % and 99 % of its
-upper end lie 62 nats apart, of 2,700 that all ranges together gain.
+the data hardly know may end narrow or wide: of 2,000 upright MNIST digits, modes whose slant reaches 2 % and 99 % of
+its upper end lie 62 nats apart, of 2,700 that all ranges together gain.
 
 References: [vanderwilk2018learning], [benton2020learning], [cranley1976randomization], [williams2001using],
 [rasmussen2006gaussian].
