@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pyro
 import pytest
@@ -108,3 +109,10 @@ def line(float64: None) -> Dataset:
     x = rng.normal(size=(40, 3))
     y = 5 + 3 * (x @ [1.0, -2.0, 0.5] + 0.5 * rng.normal(size=40))
     return from_arrays("line", x[:30], y[:30], x[30:], y[30:])
+
+
+@pytest.fixture
+def figures() -> Iterator[None]:
+    """Close what a test draws."""
+    yield
+    plt.close("all")

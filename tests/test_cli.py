@@ -225,7 +225,7 @@ def test_select_writes_a_run_folder(finished, data, capsys):
     assert (content["seed"], content["data"]["name"], content["data"]["n"]) == (3, "blobs", 40)
     assert content["command"]
     names = {p.name for p in finished.iterdir()}
-    assert {"selection.json", "posterior.nc", "evidence.png", "symmetries.png", "extents.png"} <= names
+    assert {"selection.json", "posterior.nc", "evidence.png", "symmetries.png", "traces.png"} <= names
     assert [p for p in finished.rglob("*") if p.suffix == ".part"] == []
     arguments = ["--hypotheses", "mirror", "--seed", "3", "--jobs", "1", "--out", str(finished)]
     assert main(["select", str(data), *arguments]) == 0  # a finished run may be asked for again

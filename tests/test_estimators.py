@@ -397,9 +397,11 @@ def test_evidence_in_one_honest_line():
 def check_hypotheses(entry: str, wanted: Callable[[str], bool]) -> None:
     loaded = zoo.load(entry)
     data = loaded.data(size=40, test=2, side=8) if entry == "orbit_gp" else loaded.data()
+    data = zoo.taken(data, loaded.hypotheses(data), seed=0)
     for hypothesis in loaded.hypotheses(data):
         if not wanted(hypothesis.label):
             continue
+        hypothesis = hypothesis.given(hypothesis.learn(data, 0)) if hypothesis.learn else hypothesis
         problem = Problem(hypothesis.model, hypothesis.prepare(data))
         shared, _ = guided(problem, 0)
         low, high = elbo(shared, seed=0, draws=2000), iwae(shared, seed=0, draws=2000, particles=20)

@@ -163,7 +163,7 @@ def test_data_that_are_no_molecules_are_refused(free):
         ENTRY.hypotheses(series)
 
 
-def test_picture_shows_each_hypothesis(free):
+def test_picture_shows_each_hypothesis(free, figures):
     data = Dataset(**{**vars(free), "x": free.x[:40], "y": free.y[:40]})
     with precisely():
         hypotheses = [h for h in ENTRY.hypotheses(data) if h.label in ("null", "trivial-atoms", "E3")]

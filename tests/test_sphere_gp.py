@@ -199,7 +199,7 @@ def test_axis_is_learned_and_values_stay_the_same_around_it(run):
         assert torch.allclose(here, there, atol=1e-8) is same
 
 
-def test_pictures_are_drawn(run, tmp_path):
+def test_pictures_are_drawn(run, tmp_path, figures):
     for draw, asks in ENTRY.PICTURES.items():
         axes = draw(run)
         assert asks.endswith("?") and draw.__doc__  # noqa: PT018

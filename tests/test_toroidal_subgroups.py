@@ -225,7 +225,7 @@ def selection(turned) -> Selection:
     return Selection(turned, tuple(hypotheses), tuple(fits), {}, "custom", 0)
 
 
-def test_pictures_show_all_pairs_and_all_weights(selection):
+def test_pictures_show_all_pairs_and_all_weights(selection, figures):
     bars = ENTRY.turns(selection).patches
     assert sum(bar.get_height() for bar in bars) == 40
     assert len(ENTRY.filters(selection).collections) == 2 * 7
