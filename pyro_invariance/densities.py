@@ -34,7 +34,8 @@ class SoftUniform(TorchDistribution):
     Parameters
     ----------
     extent : Tensor
-        Half-width at half maximum, > 0; radians on the circle. The range to the right of zero if `left` is given.
+        Half-width at half maximum, > 0, radians on the circle; of narrow ranges, whose edges nearly meet, where the
+        density is within 4 % of the maximum from its half. The range to the right of zero if `left` is given.
     left : Tensor, optional
         Half-width of the range to the left of zero, for an asymmetric range `[-left, extent]`.
     period : float or None
@@ -183,6 +184,58 @@ class Haar(TorchDistribution):
         """Equispaced nodes `[count]` and equal log weights."""
         points = wrap(torch.arange(count) * (2 * math.pi / count))
         return points, torch.full_like(points, -math.log(count))
+
+
+class Histogram(TorchDistribution):
+    r"""Constant over equal cells of the circle, or of a range of it: what nodes weigh, as a density to draw from.
+
+    .. math:: p(\theta) = w_q / c \quad \text{where}\ |\theta - \theta_q| < c / 2
+
+    Parameters
+    ----------
+    points : Tensor `[Q]`
+        Middles of the cells, a step of `c` radians apart: nodes as other densities place them.
+    logits : Tensor `[*batch, Q]`
+        Unnormalised log weights.
+    """
+
+    arg_constraints = {"logits": constraints.real_vector}  # noqa: RUF012
+
+    def __init__(self, points: Tensor, logits: Tensor, validate_args: bool | None = None) -> None:
+        self.points, self.logits = points, logits.log_softmax(-1)
+        self.cell = torch.remainder(points[-1] - points[0], 2 * math.pi) / (len(points) - 1)
+        self.hair = 16 * torch.finfo(points.dtype).eps  # share of the range that rounding may move its ends by
+        super().__init__(logits.shape[:-1], validate_args=validate_args)
+
+    @property
+    def support(self) -> constraints.Constraint:
+        """The circle, or the range of the cells but for a hair: rounding must not reach past its ends."""
+        half = 0.5 * len(self.points) * self.cell * (1 - self.hair)
+        if float(half) > math.pi * (1 - 4 * self.hair):
+            return constraints.interval(-math.pi, math.pi)
+        middle = self.points.mean()
+        return constraints.interval(middle - half, middle + half)
+
+    def expand(self, batch_shape: Shape, _instance: object = None) -> "Histogram":
+        return Histogram(self.points, self.logits.expand(*batch_shape, -1), validate_args=False)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Shape = torch.Size()) -> Tensor:
+        index = Categorical(logits=self.logits).sample(torch.Size(sample_shape))
+        return wrap(self.points[index] + (torch.rand(index.shape).to(self.points) - 0.5) * self.cell)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        place = torch.remainder(value - self.points[0] + self.cell / 2, 2 * math.pi) / self.cell
+        index = place.detach().long().clamp(max=len(self.points) - 1)[..., None]
+        logits = self.logits.expand(*torch.broadcast_shapes(value.shape, self.batch_shape), -1)
+        inside = (place <= len(self.points) * (1 + self.hair)).to(logits)
+        return logits.gather(-1, index.expand(*logits.shape[:-1], 1))[..., 0] - self.cell.log() + inside.log()
+
+    def nodes(self, count: int) -> tuple[Tensor, Tensor]:
+        """Midpoints `[count]` of finer cells and log weights `[count, *batch]`."""
+        step = (torch.arange(count).to(self.points) + 0.5) * (len(self.points) / count)
+        points = wrap(self.points[0] + (step - 0.5) * self.cell)
+        return points, self.log_prob(points.reshape(-1, *[1] * len(self.batch_shape))).log_softmax(0)
 
 
 class FiniteWeights(Categorical):

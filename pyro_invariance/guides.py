@@ -133,3 +133,10 @@ def mixture(parts: Sequence[TransformedDistribution], logits: Tensor) -> Mixture
     bent = SinhArcsinh(*(torch.stack([getattr(shape, name) for shape in shapes]).detach() for name in names))
     normal = MultivariateNormal(torch.zeros_like(bent.centre), scale_tril=factor)
     return MixtureSameFamily(Categorical(logits=logits), TransformedDistribution(normal, [bent]))
+
+
+def wider(posterior: TransformedDistribution) -> TransformedDistribution:
+    """Posterior of a `SkewNormal` guide whose normal vector has twice its scale, of the same shape."""
+    normal = posterior.base_dist
+    doubled = MultivariateNormal(normal.loc, scale_tril=2 * normal.scale_tril)
+    return TransformedDistribution(doubled, posterior.transforms)

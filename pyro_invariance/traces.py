@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.distributions import Normal, Unit
+from pyro.distributions import MultivariateNormal, Normal, Unit
 from pyro.distributions.util import scale_and_mask
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
@@ -202,11 +202,14 @@ def observed(trace: Trace, latent: Collection[str] = ()) -> dict[str, Any]:
 def predictive(site: Any) -> Any:
     """Distribution of each datum of an observed site: its own or, where data depend on each other, given all others.
 
-    Such a distribution offers `leave_one_out(value) -> mean [N, outputs], variance [N]`.
+    Such a distribution offers `leave_one_out(value) -> mean [N, outputs], variance [N]`, or covariance
+    `[N, outputs, outputs]` where the outputs of a datum depend on each other.
     """
     if not hasattr(site["fn"], "leave_one_out"):
         return site["fn"]
     mean, variance = site["fn"].leave_one_out(site["value"])
+    if variance.dim() > mean.dim():
+        return MultivariateNormal(mean, variance)
     return Normal(mean, variance.sqrt()[..., None]).to_event(1)
 
 

@@ -1,7 +1,6 @@
 """Parameters of a model, learned by the gradient of its evidence, with the latent sites at their mode."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -9,7 +8,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
-from pyro.infer.autoguide import AutoDelta, init_to_value
+from pyro.infer.autoguide import AutoDelta, init_to_median, init_to_value
 from pyro.nn import PyroModule
 from torch import Tensor
 from tqdm import tqdm
@@ -23,7 +22,7 @@ def train(
     module: PyroModule,
     args: tuple,
     *,
-    starts: Sequence[Mapping[str, Tensor]] = ({},),
+    start: Mapping[str, Tensor] | None = None,
     steps: int = 300,
     rate: float = 0.02,
     seed: int = 0,
@@ -35,11 +34,12 @@ def train(
     Parameters
     ----------
     module : PyroModule
-        A Pyro model with parameters, where they start; latent sites continuous.
+        A Pyro model with parameters, where they start; latent sites continuous.  It is left as it is.
     args : tuple
         What the model takes: the data to learn from.
-    starts : sequence of mappings of str to Tensor
-        Values of latent sites to start from, those not named from the middle of their prior; the best end is kept.
+    start : mapping of str to Tensor, optional
+        Values of latent sites to start from, those not named from the middle of their prior.  Where poses are summed
+        out, noise has to begin large: with little of it, each image stays in the pose that it has at first.
     steps, rate : int, float
         Of Adam.
     seed : int
@@ -57,19 +57,11 @@ def train(
     """
     if not list(module.parameters()):
         raise BadInput(f"module: {type(module).__name__} has no parameters to learn")
-    ends = [_climb(deepcopy(module), args, start, steps, rate, seed) for start in starts]
-    good = [end for end in ends if math.isfinite(end[0])]
-    if not good:
-        raise FloatingPointError(f"the parameters of {type(module).__name__} diverged from every start; a lower rate?")
-    return min(good, key=lambda end: end[0])[1]
-
-
-def _climb(
-    module: PyroModule, args: tuple, start: Mapping[str, Tensor], steps: int, rate: float, seed: int
-) -> tuple[float, dict[str, Tensor]]:
-    """Where a climb ends: the loss, and the state of the module."""
+    module = deepcopy(module)
     with pyro.get_param_store().scope(), poutine.seed(rng_seed=seed):  # the caller's parameters stay as they are
-        elbo: Any = Trace_ELBO()(module, AutoDelta(module, init_loc_fn=init_to_value(values=dict(start))))
+        elbo: Any = Trace_ELBO()(
+            module, AutoDelta(module, init_loc_fn=init_to_value(values=dict(start or {}), fallback=init_to_median))
+        )
         elbo(*args)  # makes the parameters of the guide
         optimiser = torch.optim.Adam(elbo.parameters(), lr=rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
@@ -78,6 +70,4 @@ def _climb(
             elbo(*args).backward()
             optimiser.step()
             schedule.step()
-        with torch.no_grad():
-            loss = float(elbo(*args))
-    return loss, {name: value.detach().clone() for name, value in module.state_dict().items()}
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}

@@ -12,7 +12,7 @@ from torch.autograd import gradcheck
 from torch.distributions import Independent
 
 from pyro_invariance import densities
-from pyro_invariance.densities import FiniteWeights, Haar, MovingUniform, SoftUniform
+from pyro_invariance.densities import FiniteWeights, Haar, Histogram, MovingUniform, SoftUniform
 from pyro_invariance.groups import SO2, Cyclic, Dihedral, GridTranslation
 from pyro_invariance.orbits import Shifts, Turns
 from pyro_invariance.representations import Pixels, Polar
@@ -31,6 +31,8 @@ CONTINUOUS = {
     "line": lambda: SoftUniform(2.0, period=None, edge=0.3),
     "moving": lambda: MovingUniform(0.8),
     "haar": lambda: Haar(),
+    "histogram": lambda: Histogram(Haar().nodes(16)[0], torch.linspace(-1, 1, 16)),
+    "histogram of a range": lambda: Histogram(MovingUniform(math.pi / 4).nodes(16)[0], torch.linspace(-1, 1, 16)),
 }
 WITH_NODES = [name for name in CONTINUOUS if name != "line"]
 
@@ -67,6 +69,19 @@ def check_nodes(density: TorchDistribution) -> None:
     for function in (lambda t: torch.cos(3 * t), torch.sin, lambda t: torch.exp(torch.cos(t))):
         mean = (log_weights.exp() * function(nodes)).sum()
         assert float(mean) == pytest.approx(float((truth * function(points)).sum()), abs=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("place", [Haar(), MovingUniform(0.5)], ids=["circle", "range"])
+def test_a_histogram_holds_the_ends_of_its_support(place, dtype):
+    """Rounding does not push them out, in either precision; a circle may be cut anywhere."""
+    for cut in (0, 256) if isinstance(place, Haar) else (0,):
+        points = place.nodes(512)[0].roll(cut).to(dtype)
+        histogram = Histogram(points, torch.zeros(512, dtype=dtype))
+        support = histogram.support
+        ends = torch.stack([torch.as_tensor(end, dtype=dtype) for end in (support.lower_bound, support.upper_bound)])
+        width = 1.0 if isinstance(place, MovingUniform) else 2 * math.pi
+        torch.testing.assert_close(histogram.log_prob(ends).exp() * width, torch.ones_like(ends), rtol=1e-5, atol=0)
 
 
 def test_every_density_has_an_instance():
@@ -165,12 +180,15 @@ def test_towards_zero_a_range_is_a_point_mass(extent: float):
     assert float(SoftUniform(extent).sample(torch.Size([1000])).abs().max()) < 10 * extent
 
 
-@pytest.mark.parametrize(("right", "left"), [(0.7, 0.7), (1.5, 1.5), (2.4, 2.4), (1.5, 0.5), (1.8, 1.0)])
-def test_extent_is_the_half_width_at_half_maximum(right: float, left: float):
+@pytest.mark.parametrize(
+    ("right", "left", "tolerance"),
+    [(0.7, 0.7, 1e-3), (1.5, 1.5, 1e-3), (2.4, 2.4, 1e-3), (1.5, 0.5, 1e-3), (1.8, 1.0, 1e-3), (0.01, 0.01, 0.04)],
+)
+def test_extent_is_the_half_width_at_half_maximum(right: float, left: float, tolerance: float):
     density = SoftUniform(right, left)
     top = density.log_prob(torch.tensor((right - left) / 2)).exp()
     for end in (right, -left):
-        assert float(density.log_prob(torch.tensor(end)).exp() / top) == pytest.approx(0.5, abs=1e-3)
+        assert float(density.log_prob(torch.tensor(end)).exp() / top) == pytest.approx(0.5, abs=tolerance)
 
 
 def test_asymmetric_range_is_shifted():

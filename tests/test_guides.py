@@ -11,10 +11,13 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
+from pyro_invariance.evidence import Problem, fitted, psis
+from pyro_invariance.evidence import elbo as elbo_of
 from pyro_invariance.evidence.base import LogJoint
 from pyro_invariance.evidence.laplace import laplace, lean, maximise
 from pyro_invariance.evidence.variational import draw, elbo, train
 from pyro_invariance.guides import SinhArcsinh, SkewNormal
+from pyro_invariance.typing import BadInput
 
 
 @pytest.fixture(autouse=True)
@@ -152,3 +155,29 @@ def test_ridge_of_a_normal_density_changes_nothing():
     found = lean(LogJoint(lambda: pyro.sample("site", normal)), mode, cholesky, [0, 1])
     for value, expected in zip(found, (mode, cholesky, torch.zeros(2), torch.ones(2)), strict=True):
         torch.testing.assert_close(value, expected, rtol=0, atol=0.01)
+
+
+def rare() -> None:
+    """A rate of which hardly anything is known: its posterior reaches far below what a normal guide draws."""
+    rate = pyro.sample("rate", dist.Gamma(torch.tensor(0.2), 1.0))
+    pyro.sample("count", dist.Poisson(rate + 1e-3), obs=torch.tensor(0.0))
+
+
+def test_a_wider_part_keeps_the_tails_of_weights(monkeypatch):
+    found = psis(Problem(rare, ()), seed=0)
+    assert found.khat < 0.7
+    assert found.value == pytest.approx(-0.2 * math.log(2) - 1e-3, abs=5 * found.std_error)
+    monkeypatch.setattr(fitted, "DEFENCE", 1e-9)
+    assert psis(Problem(rare, ()), seed=0).khat > 0.7
+
+
+def impossible() -> None:
+    rate = pyro.sample("rate", dist.Gamma(torch.tensor(0.02), 1.0))
+    pyro.sample("count", dist.Poisson(rate + 1e-3), obs=torch.tensor(0.0))
+
+
+@pytest.mark.filterwarnings("ignore:Encountered:UserWarning")
+def test_draws_of_density_zero_are_said_by_all_estimators():
+    for estimator in (elbo_of, psis):
+        with pytest.raises(BadInput, match="density of zero"):
+            estimator(Problem(impossible, ()), seed=0)

@@ -1,6 +1,7 @@
 """Parameters learned from earlier items; the evidence is of the others, for every hypothesis of a run."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyro
@@ -89,6 +90,17 @@ def flat(data: Dataset) -> tuple:
     return torch.tensor(0.0), data.x[:, 0], data.targets[:, 0]
 
 
+def spread(y: Tensor) -> None:
+    noise = pyro.sample("noise", dist.LogNormal(torch.tensor(-1.0), 1.0))
+    with pyro.plate("items", len(y)):
+        pyro.sample("y", dist.Normal(0.0, noise).expand(y.shape[1:]).to_event(1), obs=y)
+
+
+def spread_out(args: tuple, draws: list[dict[str, Tensor]], x: Tensor) -> tuple[Tensor, Tensor]:
+    noise = torch.stack([d["noise"] for d in draws])
+    return torch.zeros(len(draws), len(x), 2), noise[:, None].square().expand(-1, len(x))
+
+
 LEARNED = Hypothesis("line", "group", "own", along, prepare, ({"noise": 0.3},), learn=learn, predict=predict)
 NULL = Hypothesis("null", "null", "none", along, flat, ({"noise": 0.3},), predict=predict)
 
@@ -158,3 +170,16 @@ def test_the_same_items_do_not_serve_twice(float64):
         fit(LEARNED, arrays())
     with pytest.raises(BadInput, match="module: PyroModule has no parameters to learn"):
         train(PyroModule(), ())
+
+
+def test_density_of_vectors_is_in_their_own_unit(float64):
+    """Of twice the values in twice the unit, each of two outputs loses log 2."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(30, 3)), rng.normal(size=(30, 2))
+    found = []
+    for factor in (1, 2):
+        data = from_arrays("vectors", x, factor * y, x[:4], factor * y[:4])
+        whole = replace(NULL, model=spread, prepare=lambda data: (data.targets,), predict=spread_out)
+        found.append(select(data, hypotheses=[whole], jobs=1))
+    one, two = (run.test_scores(run.best)["log_density"] for run in found)
+    assert one - two == pytest.approx(2 * math.log(2), abs=1e-6)
