@@ -7,7 +7,7 @@ Generative process, for images as polar arrays :math:`x_n \in R^D` [tipping1999p
 
     noise    ~ LogNormal(log 0.01, 2)          variance above a floor of 1e-4, mean square of x = 1
     rotation ~ Uniform(0, pi)                  half-width of the range of poses, of the hypothesis of that name
-    theta_n  ~ Uniform(-rotation, rotation)    pose: summed over 512 nodes that move with the range
+    theta_n  ~ SoftUniform(-rotation, rotation)    pose: summed over 1,024 nodes of the circle
     z_n      ~ Normal(0, I)                    code of 6 numbers: integrated out
     x_n      ~ Normal(T_theta_n (m + W^T z_n), sqrt(noise))
 
@@ -17,16 +17,16 @@ allowed and then turned so that poses are centred; **trivial** does not turn and
 **null** says that images are their mean and noise.
 
 Limitations: linear decoder; turns about the middle of the image only; one noise variance of polar arrays, which hold
-less than their number of coordinates near the middle; the range of a density is that of its farthest image, so that
-outliers widen it; images of several classes turn one into the other, so that the range of their poses is not known;
-nothing is certified, as a decoder may have been learned better than another.
+less than their number of coordinates near the middle; a range is the half-width at half maximum of a density whose
+edges are soft by up to 0.1 rad, or outliers would widen it; images of several classes turn one into the other, so that
+the range of their poses is not known; where images are all but free of noise, poses are known better than the nodes are
+close, and evidence comes out too large; nothing is certified, as a decoder may have been learned better than another.
 
 References: [tipping1999probabilistic], [frey2003transformation].
 """
 
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,26 +36,26 @@ from pyro.distributions import Normal
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
-from pyro_invariance import priors
+from pyro_invariance import posed_process, priors
+from pyro_invariance.blobs import PLANTED, angles, draw
 from pyro_invariance.datasets import Dataset, from_arrays
-from pyro_invariance.orbit_process import moved_by_name
-from pyro_invariance.posed import PosedLinear
+from pyro_invariance.densities import SoftUniform
+from pyro_invariance.posed import PosedLinear, turned
+from pyro_invariance.posed_process import polar_arrays
 from pyro_invariance.representations import Pixels, Polar
 from pyro_invariance.trained import train
-from pyro_invariance.typing import BadInput, Images, nearest
-from pyro_invariance.zoo import Card, Extent, Hypothesis, Kind
+from pyro_invariance.zoo import Card, Hypothesis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from pyro_invariance.results import Selection
 
-__all__ = ["CARD", "PICTURES", "PLANTED", "data", "hypotheses", "log_density", "model"]
+__all__ = ["CARD", "PICTURES", "PLANTED", "data", "hypotheses", "log_density", "model", "poses"]
 
 CODE = 6  # numbers
-NODES = 128  # of the pose, while a decoder is learned
+NODES = {"learned": 256, "evidence": 1024}  # of the pose; closer than a pose is known, or densities are wrong
 STEPS = 400  # that a decoder is learned in
-NARROW, WIDE = math.radians(10), math.radians(150)  # where the range begins
 SHOWN = 8  # images of a picture
 
 CARD = Card(
@@ -76,7 +76,8 @@ CARD = Card(
     limitations=(
         "linear decoder",
         "turns only",
-        "outliers widen the range of poses",
+        "the range has soft edges: it ends at half maximum",
+        "images all but free of noise have poses between the nodes: evidence comes out too large",
         "of several classes in one data set the range is not known: one class turns into another",
         "never certified: a decoder may have been learned better than another",
     ),
@@ -84,26 +85,34 @@ CARD = Card(
 
 
 def given(
-    decoder: tuple[Tensor, Tensor], unit: Tensor, kind: str, sites: Mapping[str, Tensor], count: int, **nodes: int
+    decoder: tuple[Tensor, Tensor],
+    unit: Tensor,
+    kind: str,
+    sites: Mapping[str, Tensor],
+    count: int,
+    nodes: int = NODES["evidence"],
 ) -> Any:
     """Distribution of images `[N, D]` given the decoder and values of the sites; noise is measured in `unit`."""
     noise = unit * (priors.NOISE_FLOOR + sites["noise"])
     if kind == "null":
         return Normal(decoder[0].flatten().expand(count, -1), noise.sqrt()).to_event(1)
-    extent = {"trivial": None, "SO2": torch.tensor(math.pi)}.get(kind, sites.get("rotation"))
-    mean, directions = decoder
-    return PosedLinear(mean, directions, noise, extent, count=count, **nodes)
+    extent = {"trivial": None, "SO2": torch.full_like(unit, math.pi)}.get(kind, sites.get("rotation"))
+    return PosedLinear(*decoder, noise, extent, SoftUniform, count=count, nodes=nodes)
 
 
 def model(
-    x: Tensor, decoder: tuple[Tensor, Tensor], unit: Tensor, *, kind: str, scale: float = 1.0, **nodes: int
+    x: Tensor,
+    decoder: tuple[Tensor, Tensor],
+    unit: Tensor,
+    *,
+    kind: str,
+    scale: float = 1.0,
+    nodes: int = NODES["evidence"],
 ) -> Tensor:
     """Pyro model of images `[N, D]` as polar arrays, given the decoder; `kind` is the hypothesis."""
-    sites = {"noise": pyro.sample("noise", priors.log_normal("noise", scale))}
-    if kind == "rotation":
-        sites["rotation"] = pyro.sample("rotation", priors.extent(math.pi))
+    sites = posed_process.hyperparameters(kind, scale)
     with pyro.plate("images", len(x)):
-        return pyro.sample("x", given(decoder, unit, kind, sites, len(x), **nodes), obs=x)
+        return pyro.sample("x", given(decoder, unit, kind, sites, len(x), nodes), obs=x)
 
 
 class Decoder(PyroModule):
@@ -111,7 +120,7 @@ class Decoder(PyroModule):
 
     def __init__(self, x: Tensor, polar: Polar, kind: str) -> None:
         super().__init__()
-        self.kind, self.polar, shape = kind, polar, (polar.rings, polar.angles)
+        self.kind, shape = kind, (polar.rings, polar.angles)
         self.mean = PyroParam(x.mean(0).reshape(shape))
         _, lengths, directions = torch.linalg.svd(x - x.mean(0), full_matrices=False)
         scaled = lengths[:CODE, None] / math.sqrt(len(x)) * directions[:CODE]
@@ -121,7 +130,7 @@ class Decoder(PyroModule):
 
     def forward(self, x: Tensor, unit: Tensor) -> Tensor:
         """Images `[N, D]` as they are observed."""
-        return model(x, (self.mean, self.directions), unit, kind=self.kind, nodes=NODES)  # type: ignore[arg-type]
+        return model(x, (self.mean, self.directions), unit, kind=self.kind, nodes=NODES["learned"])  # type: ignore[arg-type]
 
     def fixed(self) -> tuple[Tensor, Tensor]:
         """Mean and directions as they are."""
@@ -130,91 +139,50 @@ class Decoder(PyroModule):
     def turn(self, angle: Tensor) -> None:
         """Turn what is upright."""
         for name, array in zip(("mean", "directions"), self.fixed(), strict=True):
-            setattr(self, name, self.polar.rotate(array[..., None, :, :], angle)[..., 0, :, :])
-
-
-def arrays(images: Images) -> tuple[Tensor, Tensor, Polar]:
-    """Images as polar arrays `[N, D]`, of no more numbers than the disk has pixels; their mean square; the grid."""
-    side = images.shape[-1]
-    polar = Polar(max(2, min(8, side // 3)), min(32, 2 * side))
-    x = polar(images.mean(1, keepdim=True)).flatten(1)
-    return x, x.square().mean(), polar
+            setattr(self, name, turned(array, angle.expand(array.shape[:-2])))
 
 
 def learn(kind: str, data: Dataset, seed: int) -> dict[str, Tensor]:
     """Learn a decoder from the earlier images: the same for all hypotheses with a pose."""
     assert data.x_earlier is not None
-    x, unit, polar = arrays(data.x_earlier)
+    x, unit, polar = polar_arrays(data.x_earlier)
+    x, one = x / unit.sqrt(), torch.ones_like(unit)  # steps are of one size whatever images are measured in
     posed = kind in ("rotation", "SO2")
     decoder = Decoder(x, polar, "SO2" if posed else kind)
-    found = train(decoder, (x, unit), steps=STEPS, seed=seed)
+    decoder.load_state_dict(train(decoder, (x, one), start={"noise": one}, steps=STEPS, seed=seed))
     if posed:  # what is upright is anybody's guess: poses are centred, or their range would be too wide
-        decoder.load_state_dict(found)
-        every = PosedLinear(*decoder.fixed(), 0.01 * unit, torch.tensor(math.pi), count=len(x))
-        centre = every.pose(x)[0]
+        centre = given(decoder.fixed(), one, "SO2", {"noise": 0.01 * one}, len(x)).pose(x)[0]
         decoder.turn(torch.polar(torch.ones_like(centre), centre).mean().angle())
-        found = {name: value.detach().clone() for name, value in decoder.state_dict().items()}
-    return found
+    return {name: unit.sqrt() * value.detach() for name, value in decoder.state_dict().items()}
 
 
 def prepare(kind: str, data: Dataset, parameters: Mapping[str, Tensor]) -> tuple:
     """Images of the evidence as polar arrays, the decoder and the unit of the noise."""
     assert data.x_earlier is not None
-    before, unit, polar = arrays(data.x_earlier)
+    before, unit, polar = polar_arrays(data.x_earlier)
     decoder = Decoder(before[:2], polar, kind)
     decoder.load_state_dict(parameters)
-    return arrays(data.x)[0], tuple(a.to(before) for a in decoder.fixed()), unit
+    return polar_arrays(data.x)[0], tuple(a.to(before) for a in decoder.fixed()), unit
 
 
 def log_density(args: tuple, draws: list[dict[str, Tensor]], inputs: Tensor, targets: Tensor, *, kind: str) -> Tensor:
     """Log density `[D, M]` of new images, as polar arrays."""
     _, decoder, unit = args
-    x = arrays(inputs)[0]
+    x = polar_arrays(inputs)[0]
     return torch.stack([given(decoder, unit, kind, sites, len(x)).log_prob(x) for sites in draws])
+
+
+def memory(kind: str, data: Dataset) -> int:
+    """Bytes of densities by pose, with what their gradient keeps."""
+    each = {"null": 0, "trivial": 1}.get(kind, NODES["evidence"])
+    return 8 * 8 * (CODE + 1) * each * len(data.x)
 
 
 def hypotheses(data: Dataset, scale: float = 1.0) -> list[Hypothesis]:
     """All hypotheses for images of any size."""
-    if data.kind != "images":
-        raise BadInput(f"data: {data.name!r} holds {data.kind}; latent_pose takes images [N, H, W] or [N, H, W, C]")
-    extent = Extent("rotation", "rad", math.pi, 0.95 * math.pi, whole=True, resolution=math.radians(2))
-    noise = {"noise": priors.describe(scale)["noise"]}
-
-    def make(name: str, kind: Kind, contains: set[str]) -> Hypothesis:
-        ranged = name == "rotation"
-        return Hypothesis(
-            name=name,
-            kind=kind,
-            base="none" if name == "null" else "polar",
-            model=partial(model, kind=name, scale=scale),
-            prepare=partial(prepare, name),
-            starts=tuple({"noise": 0.1, "rotation": begin} for begin in (NARROW, WIDE))
-            if ranged
-            else ({"noise": 0.1},),
-            contains=frozenset(contains),
-            saturated=frozenset({"SO2", "rotation"} if ranged else ()),
-            extents={"rotation": extent} if ranged else {},
-            log_density=partial(log_density, kind=name),
-            moved=partial(moved_by_name, name=name),
-            memory=partial(_memory, 0 if name == "null" else 8 * 8 * (CODE + 1) * 512),
-            priors=noise | ({"rotation": f"Uniform(0, {math.pi:.4g})"} if ranged else {}),
-            learn=partial(learn, name),
-            density=True,
-        )
-
-    return [
-        make("null", "null", set()),
-        make("trivial", "none", set()),
-        make("rotation", "augmentation", {"rotation"}),
-        make("SO2", "group", {"SO2", "rotation"}),
-    ]
+    return posed_process.hypotheses(data, CARD.name, model, prepare, learn, log_density, memory, noise=0.1, scale=scale)
 
 
-def _memory(each: int, data: Dataset) -> int:
-    return each * len(data.x)
-
-
-PLANTED = {"none": 0.0, "rotation": math.radians(45), "SO2": math.pi}
 PLACES = np.array([[-0.5, -0.1], [-0.2, 0.45], [0.1, -0.4], [0.35, 0.25], [0.55, -0.15]])  # of blobs, upright
 
 
@@ -226,22 +194,15 @@ def data(planted: str = "rotation", seed: int = 0, size: int = 600, test: int = 
     Parameters
     ----------
     planted : str
-        One of `none` (upright), `rotation` (turned by +-45 degrees), `SO2` (by any angle).
+        One of `none` (upright), `rotation` (turned by +-45 degrees, soft edges), `SO2` (by any angle).
     seed, size, test, side : int
         Seed, training images (half of them for the decoder), test images, pixels per side.
     """
-    if planted not in PLANTED:
-        raise BadInput(f"planted: got {planted!r}; {nearest(planted, PLANTED)}")
-    rng, count = np.random.default_rng(seed), size + test
-    angle = rng.uniform(-1, 1, count) * PLANTED[planted]
-    x, y = PLACES.T
-    cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
-    right, up = cos * x - sin * y, sin * x + cos * y
-    grid = (np.arange(side) + 0.5) / side * 2 - 1
-    height = 1 + 0.3 * rng.normal(size=right.shape)
-    rows, columns = (np.exp(-0.5 * ((grid - at[..., None]) / 0.15) ** 2) for at in (-up, right))
-    images = np.einsum("nb,nbi,nbj->nij", height, rows, columns) + 0.05 * rng.normal(size=(count, side, side))
-    values = angle if planted != "none" else rng.normal(size=count)
+    rng, angle = np.random.default_rng(seed), angles(planted, size + test, seed)
+    heights = 1 + 0.3 * rng.normal(size=(len(angle), len(PLACES)))
+    images = draw(np.broadcast_to(PLACES, (*heights.shape, 2)), heights, angle, side)
+    images += 0.05 * rng.normal(size=images.shape)
+    values = angle if planted != "none" else rng.normal(size=len(angle))
     return from_arrays(f"latent_pose-{planted}", images[:size], values[:size], images[size:], values[size:])
 
 
@@ -273,32 +234,12 @@ def upright(selection: "Selection", axes: "Axes | None" = None) -> "Axes":
     return axes
 
 
-def poses(selection: "Selection", axes: "Axes | None" = None) -> "Axes":
-    """Mean pose of each image by the best hypothesis with a pose; images that hardly know theirs are drawn pale."""
-    from matplotlib import pyplot as plt
-
-    axes = plt.subplots(figsize=(7, 4), layout="constrained")[1] if axes is None else axes
+def poses(selection: "Selection") -> tuple[Tensor, Tensor, str] | None:
+    """Mean pose of each image `[N]`, radians, its mean resultant length, and the hypothesis that says so."""
     if (known := _posed(selection)) is None:
-        axes.set_title("No hypothesis with a pose was fitted")
-        return axes
+        return None
     posed, x, label = known
-    angle, length = posed.pose(x)
-    sure = (length > 0.9).numpy()
-    degrees = angle.rad2deg().numpy()
-    axes.hist(
-        [degrees[sure], degrees[~sure]],
-        bins=72,
-        range=(-180, 180),
-        stacked=True,
-        color=["C0", "0.8"],
-        label=[f"known ({sure.sum()} images)", f"mean resultant length below 0.9 ({(~sure).sum()})"],
-    )
-    axes.set(xlabel=f"pose by {label}, degrees", ylabel="images")
-    axes.legend()
-    return axes
+    return *posed.pose(x), label
 
 
-PICTURES: dict[Callable[..., Any], str] = {
-    upright: "What do the images look like upright?",
-    poses: "How far is each image turned?",
-}
+PICTURES: dict[Callable[..., Any], str] = {upright: "What do the images look like upright?"}

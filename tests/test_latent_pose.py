@@ -66,9 +66,23 @@ def test_report_and_stored_run(run):
 
 def test_range_has_a_profile():
     (h,) = (h for h in ENTRY.hypotheses(ENTRY.data("rotation", size=40, test=0)) if h.name == "rotation")
-    data = ENTRY.data("rotation", size=60, test=0).itself().halved(0)
+    data = ENTRY.data("rotation", size=120, test=0).itself().halved(0)  # of 30, some are upright at 90 degrees
     found = profile(h, data, points=6)
     assert found.extent[int(np.argmax(found.log_density))] == pytest.approx(np.radians(45), abs=np.radians(31))
+
+
+def test_images_may_be_in_any_unit():
+    data = ENTRY.data("SO2", size=40, test=0).itself().halved(0)
+    x = ENTRY.learn("SO2", data, 0)
+    bright = ENTRY.learn("SO2", replace(data, x_earlier=255 * data.x_earlier), 0)
+    torch.testing.assert_close(bright, {name: 255 * value for name, value in x.items()}, rtol=1e-4, atol=1e-4)
+
+
+def test_half_a_turn_is_no_more_in_any_precision(float64):
+    decoder = torch.zeros(3, 8, dtype=torch.float64), torch.ones(1, 3, 8, dtype=torch.float64)
+    torch.set_default_dtype(torch.float32)
+    posed = ENTRY.given(decoder, torch.ones((), dtype=torch.float64), "SO2", {"noise": torch.tensor(0.1)}, 2)
+    assert posed.log_prob(torch.zeros(2, 24, dtype=torch.float64)).isfinite().all()
 
 
 def test_a_circle_that_wins_has_its_pictures(tmp_path):

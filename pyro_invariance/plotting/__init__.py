@@ -19,6 +19,7 @@ from pyro_invariance.plotting.learned import (
     symmetries,
     traces,
 )
+from pyro_invariance.plotting.posed import poses
 from pyro_invariance.results import Selection
 
 PICTURES: dict[Callable[[Selection], Axes], str] = {  # of every run, in the order of a report, with what each answers
@@ -36,14 +37,17 @@ PICTURES: dict[Callable[[Selection], Axes], str] = {  # of every run, in the ord
 
 
 def pictures(selection: Selection) -> dict[Callable[[Selection], Axes], str]:
-    """Pictures of a run that are not empty, with what each answers: of a sum of priors its shares; the entry's own."""
+    """Pictures of a run that are not empty, with what each answers: shares of a sum, poses, the entry's own."""
     empty = {gallery} if selection.data.kind != "images" else set()
     empty |= set() if any(f.extents for f in selection.fits) else {extents, profiles}
     empty |= {calibration, predictive_check} if any(h.density for h in selection.hypotheses) else set()
     general = {draw: asks for draw, asks in PICTURES.items() if draw not in empty}
     summed = {shares: "Which parts of the sum do the data support?"} if any(f.shares for f in selection.fits) else {}
-    own = {} if selection.entry == "custom" else getattr(zoo.load(selection.entry), "PICTURES", {})
-    return general | summed | own
+    if selection.entry == "custom":
+        return general | summed
+    entry = zoo.load(selection.entry)
+    posed = {poses: "In which pose is each item?"} if hasattr(entry, "poses") else {}
+    return general | summed | posed | getattr(entry, "PICTURES", {})
 
 
 __all__ = [
@@ -54,6 +58,7 @@ __all__ = [
     "gallery",
     "paired",
     "pictures",
+    "poses",
     "predictive_check",
     "profile",
     "profiles",
