@@ -19,6 +19,7 @@ places        :math:`x_i, y_i, z_i`                                           no
 """
 
 import math
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property
 
 import torch
@@ -34,12 +35,48 @@ NEAR = 2.0  # angstrom: neighbours that angles are between
 SHELLS = (1.5, 3.0)  # angstrom: neighbours that vectors lead to
 LEAST = 1e-12  # mean squared distance that is more than rounding
 AT_ONCE = 2**23  # numbers
+CHAIN = ("T", "T-SO2", "SE3", "E3")  # each contains those before it
 
 
 def smeared(values: Tensor, grid: Tensor) -> Tensor:
     """Histogram `[*, G]` of each value `[*]`: Gaussian bumps at the points of a grid, as wide as its steps."""
     steps = (values[..., None] - grid.to(values)) / (grid[1] - grid[0]).to(values)
     return steps.square_().mul_(-0.5).exp_()
+
+
+def elements_of(x: Tensor, known: Tensor | None = None, name: str = "x") -> Tensor:
+    """Nuclear charges `[E]` that occur in molecules `[N, P, 4]`: charge (0 where there is no atom), position, angstrom.
+
+    Raises
+    ------
+    BadInput
+        If these, which have this name, are no molecules, or hold an element that is not among those `known`.
+    """
+    if x.shape[-1] != 4:
+        raise BadInput(f"{name}: got points of {x.shape[-1]} numbers; atoms have 4, nuclear charge and position")
+    charge = x[..., 0]
+    if bool(wrong := charge[(charge < 0) | (charge != charge.round())].tolist()):
+        raise BadInput(f"{name}: got the nuclear charge {wrong[0]:g}; integers are accepted, 0 where there is no atom")
+    if not bool((charge > 0).any(1).all()):
+        raise BadInput(f"{name}: got a molecule without atoms; one atom or more has a positive nuclear charge")
+    found = charge[charge > 0].unique()
+    if known is not None and len(unknown := found[~torch.isin(found, known)]):
+        got, of_run = (", ".join(f"{z:g}" for z in charges.tolist()) for charges in (unknown, known))
+        raise BadInput(f"{name}: got nuclear charges {got}; the molecules of the run have {of_run}")
+    return found
+
+
+def elements_in(x_train: Tensor, x_test: Tensor) -> Tensor:
+    """Nuclear charges `[E]` of training molecules.
+
+    Raises
+    ------
+    BadInput
+        If any are no molecules, or the test molecules hold another element: before anything is fitted.
+    """
+    elements = elements_of(x_train, name="x_train")
+    elements_of(x_test, elements, "x_test")
+    return elements
 
 
 class Molecules:
@@ -57,6 +94,10 @@ class Molecules:
         self.lengths = self.between.norm(dim=-1) + (1 - self.pairs)  # 1 where there is no pair
         self.directions = self.between / self.lengths[..., None]
         self.unordered = torch.triu_indices(len(elements), len(elements))
+
+    def around(self, seen: Tensor) -> Tensor:
+        """Sum what each atom sees of others `[B, P, P, G]` over those of each element, `[B, P, E G]`."""
+        return torch.einsum("bijg,bjc->bicg", seen, self.kinds).flatten(2)
 
     def by_pair(self, seen: Tensor) -> Tensor:
         """Sum what is seen of pairs of atoms `[B, P, P, G]` over those of each pair of elements."""
@@ -85,14 +126,22 @@ class Molecules:
         return torch.einsum("bitg,bie->betg", twice, self.kinds).flatten(1)
 
     @property
-    def chirality(self) -> Tensor:
-        """Triple products at each element of mean vectors to its neighbours, by their element and shell."""
+    def neighbours(self) -> Tensor:
+        """Mean vectors `[B, P, E, shells, 3]` from each atom to its neighbours, by their element and shell."""
         shells = [self.pairs * (-(self.lengths / shell).square()).exp() for shell in SHELLS]
-        vectors = torch.stack([torch.einsum("bij,bijx,bja->biax", w, self.directions, self.kinds) for w in shells], 3)
-        vectors = vectors.flatten(2, 3)  # [B, P, channels, 3]
+        return torch.stack([torch.einsum("bij,bijx,bja->biax", w, self.directions, self.kinds) for w in shells], 3)
+
+    @property
+    def handed(self) -> Tensor:
+        """Triple products `[B, P, T]` of the vectors from each atom to its neighbours."""
+        vectors = self.neighbours.flatten(2, 3)
         first, second, third = torch.combinations(torch.arange(vectors.shape[2]), 3).T
-        products = (vectors[:, :, first].cross(vectors[:, :, second], dim=-1) * vectors[:, :, third]).sum(-1)
-        return torch.einsum("bit,bie->bet", products, self.kinds).flatten(1)
+        return (vectors[:, :, first].cross(vectors[:, :, second], dim=-1) * vectors[:, :, third]).sum(-1)
+
+    @property
+    def chirality(self) -> Tensor:
+        """Triple products at each element."""
+        return torch.einsum("bit,bie->bet", self.handed, self.kinds).flatten(1)
 
     def _along(self, axis: int) -> Tensor:
         return self.by_pair(smeared(self.between[..., axis], ALONG) * self.pairs[..., None])
@@ -113,55 +162,15 @@ class Molecules:
         return torch.einsum("bixg,bie->bexg", smeared(self.positions, ALONG), self.kinds).flatten(1)
 
 
-class MoleculeKernel:
-    r"""RBF kernel of molecules on the first of the `BLOCKS`, conditioned on `x` `[N, P, 4]`: charges and positions.
+class FeatureKernel:
+    r"""RBF kernel :math:`\exp(-|\phi - \phi'|^2 / 2 l^2)` on features `[N, F]`; `see` makes them of new molecules."""
 
-    .. math:: k(x, x') = \exp(-d^2 / 2 l^2), \quad
-        d^2 = \frac1B \sum_b |\phi_b(x) - \phi_b(x')|^2 / \overline{|\phi_b - \phi_b'|^2}
-
-    so that a lengthscale of 1 is the typical distance between two molecules, whatever is looked at.  Blocks in which
-    all `x` agree are left out.
-
-    Raises
-    ------
-    BadInput
-        If there is nothing in which molecules differ; of new ones, if they hold an element that is not in `x`.
-    """
-
-    def __init__(self, blocks: int, x: Tensor) -> None:
-        self.names, charge = BLOCKS[:blocks], x[..., 0]
-        self.elements, self.origin = charge[charge > 0].unique(), x[charge > 0, 1:].mean(0)
-        found = self._blocks(x)
-        spread = torch.stack([2 * (block - block.mean(0)).square().sum() / len(x) for block in found])
-        if not spread.max() > LEAST:
-            raise BadInput(f"x_train: all {len(x)} molecules have the same {', '.join(self.names)}")
-        self.weights = (spread * (spread > LEAST).sum()).rsqrt().where(spread > LEAST, 0)
-        self.features = self._weighted(found)
-        self.width = sum(self.features.shape)
-
-    @staticmethod
-    def bytes(blocks: int, elements: int, count: int) -> int:
-        """Bytes that features of that many molecules of that many elements and their comparison take."""
-        one = Molecules(torch.zeros(1, 1, 4), torch.arange(elements) + 1, torch.zeros(3))
-        return 8 * count * (3 * sum(getattr(one, name).shape[1] for name in BLOCKS[:blocks]) + count)
-
-    def _blocks(self, x: Tensor) -> list[Tensor]:
-        unknown = x[..., 0][(x[..., 0] > 0) & ~torch.isin(x[..., 0], self.elements)].unique()
-        if len(unknown):
-            got, known = (", ".join(f"{z:g}" for z in charges.tolist()) for charges in (unknown, self.elements))
-            raise BadInput(f"x: got nuclear charges {got}; the molecules of the run have {known}")
-        parts = []
-        for part in x.split(max(1, AT_ONCE // (x.shape[1] ** 3 * len(ANGLES)))):
-            molecules = Molecules(part, self.elements, self.origin)
-            parts.append([getattr(molecules, name) for name in self.names])
-        return [torch.cat(block) for block in zip(*parts, strict=True)]
-
-    def _weighted(self, blocks: list[Tensor]) -> Tensor:
-        return torch.cat([weight * block for weight, block in zip(self.weights, blocks, strict=True)], 1)
+    def __init__(self, features: Tensor, see: Callable[[Tensor], Tensor]) -> None:
+        self.features, self.see, self.width = features, see, sum(features.shape)
 
     def compared(self, new: Tensor) -> Tensor:
         """Squared distances `[M, N]` of new molecules `[M, P, 4]`."""
-        return self._squares(self._weighted(self._blocks(new)))
+        return self._squares(self.see(new))
 
     def _squares(self, features: Tensor) -> Tensor:
         lengths, own = features.square().sum(1, keepdim=True), self.features.square().sum(1)
@@ -179,3 +188,63 @@ class MoleculeKernel:
     def gram(self, lengthscale: Tensor) -> Tensor:
         """Gram matrix `[N, N]`, differentiable in the lengthscale."""
         return (self.squares * (-0.5 / lengthscale.square())).exp()
+
+
+class MoleculeKernel(FeatureKernel):
+    r"""RBF kernel of molecules on the first of the `BLOCKS`, conditioned on `x` `[N, P, 4]`: charges and positions.
+
+    .. math:: k(x, x') = \exp(-d^2 / 2 l^2), \quad
+        d^2 = \frac1B \sum_b |\phi_b(x) - \phi_b(x')|^2 / \overline{|\phi_b - \phi_b'|^2}
+
+    so that a lengthscale of 1 is the typical distance between two molecules, whatever is looked at.  Blocks in which
+    all `x` agree are left out.
+
+    Raises
+    ------
+    BadInput
+        If there is nothing in which molecules differ; of new ones, if they hold an element that is not in `x`.
+    """
+
+    def __init__(self, blocks: int, x: Tensor) -> None:
+        self.names, charge = BLOCKS[:blocks], x[..., 0]
+        self.elements, self.origin = elements_of(x), x[charge > 0, 1:].mean(0)
+        found = self._blocks(x)
+        spread = torch.stack([2 * (block - block.mean(0)).square().sum() / len(x) for block in found])
+        if not spread.max() > LEAST:
+            raise BadInput(f"x_train: all {len(x)} molecules have the same {', '.join(self.names)}")
+        self.weights = (spread * (spread > LEAST).sum()).rsqrt().where(spread > LEAST, 0)
+        super().__init__(self._weighted(found), lambda new: self._weighted(self._blocks(new)))
+
+    @staticmethod
+    def bytes(blocks: int, elements: int, count: int) -> int:
+        """Bytes that features of that many molecules of that many elements and their comparison take."""
+        one = Molecules(torch.zeros(1, 1, 4), torch.arange(elements) + 1, torch.zeros(3))
+        return 8 * count * (3 * sum(getattr(one, name).shape[1] for name in BLOCKS[:blocks]) + count)
+
+    def _blocks(self, x: Tensor) -> list[Tensor]:
+        elements_of(x, self.elements)
+        parts = []
+        for part in x.split(max(1, AT_ONCE // (x.shape[1] ** 3 * len(ANGLES)))):
+            molecules = Molecules(part, self.elements, self.origin)
+            parts.append([getattr(molecules, name) for name in self.names])
+        return [torch.cat(block) for block in zip(*parts, strict=True)]
+
+    def _weighted(self, blocks: list[Tensor]) -> Tensor:
+        return torch.cat([weight * block for weight, block in zip(self.weights, blocks, strict=True)], 1)
+
+
+def moved(x: Tensor, extents: Mapping[str, float], *, contains: Collection[str]) -> dict[str, Tensor]:
+    """Molecules `[N, P, 4]` under an element of each subgroup that a hypothesis contains, by caption."""
+    c, s = 0.28, 0.96
+    turn = torch.tensor([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]]).to(x)
+    elements = {
+        "T": ("1 angstrom up and aside", torch.eye(3).to(x), 1.0),
+        "T-SO2": ("74 degrees about z", turn, 0.0),
+        "SE3": ("74 degrees about x", turn.roll((1, 1), (0, 1)), 0.0),
+        "E3": ("mirrored", torch.diag(torch.tensor([-1.0, 1.0, 1.0])).to(x), 0.0),
+    }
+    moved = {}
+    for caption, matrix, shift in (elements[name] for name in CHAIN if name in contains):
+        positions = (x[..., 1:] @ matrix.mT + shift) * (x[..., :1] > 0)
+        moved[caption] = torch.cat([x[..., :1], positions], -1)
+    return moved

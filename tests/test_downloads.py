@@ -3,6 +3,7 @@
 import gc
 import gzip
 import hashlib
+import io
 import os
 import socket
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.io import loadmat, savemat
 
 import pyro_invariance
 from pyro_invariance import datasets, downloads, zoo
@@ -38,6 +40,14 @@ def idx(array: np.ndarray) -> bytes:
     return gzip.compress(bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes(), mtime=0)
 
 
+def mat(**changes: object) -> bytes:
+    """A MATLAB file of ten molecules of up to three atoms; energies say which is which."""
+    rng, file = np.random.default_rng(0), io.BytesIO()
+    charges = np.where(rng.random((10, 3)) < 0.2, 0, rng.choice([1, 6, 8], (10, 3)))
+    savemat(file, {"R": rng.normal(size=(10, 3, 3)), "Z": charges, "T": -np.arange(10.0)[None], "P": 0} | changes)
+    return file.getvalue()
+
+
 @dataclass
 class Server:
     """What a server has, what was asked of it, and how it misbehaves."""
@@ -49,8 +59,11 @@ class Server:
 
     def publish(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Point the library here, with the checksums of what is here now."""
-        md5 = {role: hashlib.md5(self.files[file]).hexdigest() for role, file in FILES.items()}
-        monkeypatch.setitem(downloads.SOURCES, "mnist", replace(downloads.SOURCES["mnist"], url=self.url, md5=md5))
+        for name in ("mnist", "qm7"):
+            source = downloads.SOURCES[name]
+            kinds = {file: checksum.split(":")[0] for file, checksum in source.checksums.items()}
+            found = {file: f"{k}:{hashlib.new(k, self.files[file]).hexdigest()}" for file, k in kinds.items()}
+            monkeypatch.setitem(downloads.SOURCES, name, replace(source, url=self.url, checksums=found))
 
 
 @pytest.fixture(autouse=True)
@@ -81,7 +94,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        state = Server(f"http://127.0.0.1:{http.server_port}/", {FILES[role]: idx(a) for role, a in ARRAYS.items()})
+        files = {FILES[role]: idx(a) for role, a in ARRAYS.items()} | {"qm7.mat": mat()}
+        state = Server(f"http://127.0.0.1:{http.server_port}/", files)
         state.publish(monkeypatch)
         thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -246,7 +260,62 @@ def test_local_file_that_lacks_arrays(server, tmp_path, monkeypatch):
     assert server.asked == []
 
 
-@pytest.mark.parametrize("name", downloads.SOURCES)
+# Molecules.
+
+
+def test_molecules_are_in_angstrom_and_shuffled(server, cache):
+    data = datasets.load("qm7")
+    assert downloads.cached("qm7")
+    assert held(cache.parent) == ["qm7", "qm7.mat"]
+    there = loadmat(cache.parent / "qm7" / "qm7.mat")
+    x, y = torch.cat([data.x, data.x_test]).numpy(), torch.cat([data.y, data.y_test])
+    assert (data.kind, data.x.shape, data.x_test.shape, data.classes) == ("points", (8, 3, 4), (2, 3, 4), None)
+    assert sorted(y.tolist()) == list(range(-9, 1)) != y.tolist()
+    rows = (-y).long().numpy()
+    np.testing.assert_allclose(x[..., 1:] / 0.529177, there["R"][rows], rtol=1e-6)
+    assert np.array_equal(x[..., 0], there["Z"][rows])
+
+
+BAD_MOLECULES = {
+    "no MATLAB": (b"something else", "is no MATLAB file with R, Z and T"),
+    "no energies": (mat(T=np.array([["a"]])), "is no MATLAB file with R, Z and T (ValueError)"),
+    "fewer charges": (mat(Z=np.ones((9, 3))), "atomic_numbers (9, 3)"),
+    "no axis": (mat(R=np.zeros((10, 3))), "positions (10, 3)"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_MOLECULES)
+def test_bad_molecules_with_the_right_checksum(case, server, monkeypatch):
+    server.files["qm7.mat"], words = BAD_MOLECULES[case]
+    server.publish(monkeypatch)
+    assert words in refusal(lambda: datasets.load("qm7"))
+
+
+def test_molecules_with_the_wrong_checksum(server, cache):
+    server.files["qm7.mat"] = mat(T=np.ones((1, 10)))
+    message = refusal(lambda: downloads.fetch("qm7"))
+    assert "qm7.mat has the wrong checksum and was not kept" in message
+    assert "no longer what the checksum was recorded of" in message
+    assert "put qm7.npz into the folder" in message
+    assert held(cache.parent / "qm7") == []
+
+
+def test_local_molecules_go_first(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYRO_INVARIANCE_DATA", str(tmp_path))
+    before, arrays = datasets.load("qm7"), downloads.fetch("qm7")
+    assert server.asked == ["qm7.mat"]
+    server.asked.clear()
+    downloads.cache("qm7").joinpath("qm7.mat").unlink()
+    np.savez(tmp_path / "qm7.npz", n_atoms=3, **arrays)
+    assert downloads.local("qm7") == tmp_path / "qm7.npz"
+    data = datasets.load("qm7")
+    assert server.asked == []
+    assert data.sha256 == before.sha256
+    for name in ("x", "y", "x_test", "y_test"):
+        assert torch.equal(getattr(data, name), getattr(before, name))
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
 def test_local_originals(name, monkeypatch):
     if not ORIGINALS or not (Path(ORIGINALS) / f"{name}.npz").is_file():
         pytest.skip(f"PYRO_INVARIANCE_DATA names no folder with {name}.npz")
@@ -276,7 +345,9 @@ def test_simulated_data_have_names(planted):
 )
 def test_unknown_names(given, close):
     message = refusal(lambda: pyro_invariance.load(given))
-    assert f"got {given!r}; did you mean {close!r}? accepted: digits, mnist, fashion_mnist, simulated-none" in message
+    assert (
+        f"got {given!r}; did you mean {close!r}? accepted: digits, mnist, fashion_mnist, qm7, simulated-none" in message
+    )
     assert message.endswith("or the path of an .npz file")
 
 
@@ -292,7 +363,7 @@ def rows(capsys: pytest.CaptureFixture) -> dict[str, str]:
 
 def test_list_says_where_data_are(server, tmp_path, monkeypatch, capsys):
     lines = rows(capsys)
-    assert list(lines) == ["name", "digits", "mnist", "fashion_mnist", *zoo.simulated()]
+    assert list(lines) == ["name", "digits", "mnist", "fashion_mnist", "qm7", *zoo.simulated()]
     assert "CC BY 4.0" in lines["digits"]
     assert lines["digits"].endswith("bundled")
     assert lines["mnist"].endswith("to be downloaded (11.6 MB)")
@@ -327,7 +398,10 @@ def test_fetch(server, cache, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["fetch", "mnits"], "got 'mnits'; did you mean 'mnist'? accepted: digits, mnist, fashion_mnist, simulated-"),
+        (
+            ["fetch", "mnits"],
+            "got 'mnits'; did you mean 'mnist'? accepted: digits, mnist, fashion_mnist, qm7",
+        ),
         (["fetch", "mnist"], "has the wrong checksum"),
         (["fetch"], "name"),
         ([], "COMMAND"),

@@ -2,14 +2,13 @@
 
 import math
 import operator
-import os
 from collections.abc import Mapping
 from itertools import accumulate
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from real_molecules import qm7
 from scipy import stats
 from torch import Tensor
 
@@ -24,7 +23,6 @@ from pyro_invariance.typing import BadInput
 from pyro_invariance.zoo import Hypothesis, load
 
 ENTRY = load("molecules")
-QM7 = Path(os.environ.get("PYRO_INVARIANCE_DATA", "")) / "qm7_positions.npz"  # read before tests unset it
 SELECTED = {planted: "trivial-atoms" if planted == "none" else planted for planted in ENTRY.PLANTED}
 SITES = [{"lengthscale": l, "variance": v, "noise": 1e-3} for l, v in ((1.0, 2.0), (3.0, 10.0), (8.0, 40.0))]  # noqa: E741
 ALPHA = 1e-4  # of the statistical test
@@ -158,6 +156,10 @@ def test_data_that_are_no_molecules_are_refused(free):
             ENTRY.hypotheses(changed(free, 0, charge))
     with pytest.raises(BadInput, match="got a molecule without atoms"):
         ENTRY.hypotheses(changed(free, 0, 0.0))
+    new = free.x_test.clone()
+    new[0, 0, 0] = 7.0
+    with pytest.raises(BadInput, match="x_test: got nuclear charges 7; the molecules of the run have 1, 6, 8"):
+        ENTRY.hypotheses(Dataset(**{**vars(free), "x_test": new}))
     series = from_arrays("series", free.x[..., 0].numpy(), free.y.numpy(), kind="series")
     with pytest.raises(BadInput, match="'series' holds series; molecules takes points"):
         ENTRY.hypotheses(series)
@@ -187,21 +189,6 @@ def test_planted_symmetry_is_selected(planted, seed):
 def test_posteriors_are_calibrated():
     data = ENTRY.data(size=30, test=0)
     assert calibrate(found(data)["E3"], data, simulations=60, jobs=1).passed
-
-
-def qm7(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Molecules `[N, P, 4]` in random frames and in random order, and their atomisation energies, kcal/mol."""
-    if not QM7.is_file():
-        pytest.skip("PYRO_INVARIANCE_DATA names no folder with qm7_positions.npz")
-    with np.load(QM7) as arrays:
-        order = np.random.default_rng(seed).permutation(len(arrays["n_atoms"]))[:count]
-        charge, positions = arrays["atomic_numbers"][order].astype(float)[..., None], arrays["positions"][order]
-        energy = arrays["atomization_energy_pbe0"][order].astype(float)
-    rng, real = np.random.default_rng(seed + 1), charge > 0
-    turn = stats.special_ortho_group(3, seed=rng).rvs(count)
-    centred = positions - (positions * real).sum(1, keepdims=True) / real.sum(1, keepdims=True)
-    placed = centred @ turn.transpose(0, 2, 1) + rng.standard_normal((count, 1, 3))
-    return np.concatenate([charge, placed * real], -1), energy
 
 
 @pytest.mark.slow
