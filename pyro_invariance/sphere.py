@@ -8,7 +8,7 @@ import math
 
 import torch
 from torch import Tensor
-from torch.special import log_ndtr, ndtr
+from torch.special import ndtr
 
 SMOOTHNESS = 1.5  # of the Matern spectrum
 # Middle, east and north of the half sphere of axes: x, y and z are far from its rim, where scores are infinite.
@@ -27,7 +27,7 @@ def frame(east: Tensor, north: Tensor) -> Tensor:
     The longitude of the axis is uniform over half a circle, and so is the sine of its latitude: all axes are alike.
     """
     turn, height = math.pi * (ndtr(east) - 0.5), 2 * ndtr(north) - 1
-    ring = 2 * (0.5 * (log_ndtr(north) + log_ndtr(-north))).exp()
+    ring = ((north / 2**0.5).erfc() * (-north / 2**0.5).erfc()).sqrt()  # of normal scores that ndtr takes for infinite
     cos, sin, zero = turn.cos(), turn.sin(), torch.zeros_like(turn)
     rows = ((-sin, cos, zero), (-height * cos, -height * sin, ring), (ring * cos, ring * sin, height))
     return torch.stack([torch.stack(row, -1) for row in rows], -2) @ CHART.to(turn)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from pyro.distributions import TorchDistribution, VonMises, constraints
 from torch import Tensor
+from torch.nn.utils.parametrizations import orthogonal
 
 from pyro_invariance.numerics import one_by_one
 
@@ -101,6 +102,18 @@ class Action:
             return stays, product[..., None]
         return stays, product.new_zeros(len(x), self.harmonics).index_add(1, self.weights - 1, product)[:, None]
 
+    def principal(self, x: Tensor) -> "Action":
+        """Return the same action of one phase with planes in which `x` `[N, D]` is uncorrelated, the strongest first.
+
+        Planes of one weight are known up to a unitary mixture: the phase turns all that they span alike.
+        """
+        weights, counts = self.weights.unique(return_counts=True)
+        parts = [self.planes[:, self.weights == weight] for weight in weights]
+        seen = [x.to(part) @ part for part in parts]
+        mixtures = [torch.linalg.eigh(u.mH @ u)[1].flip(1) for u in seen]
+        planes = torch.cat([part @ mixed for part, mixed in zip(parts, mixtures, strict=True)], 1)
+        return Action(planes, weights.repeat_interleave(counts))
+
 
 def fourier(rings: int, angles: int, axis: str) -> Action:
     """Action of turns (along "angles") or of cyclic shifts (along "rings") on polar arrays."""
@@ -110,6 +123,54 @@ def fourier(rings: int, angles: int, axis: str) -> Action:
     to = "ak,rs->raks" if axis == "angles" else "rk,as->raks"
     planes = torch.einsum(to, waves, torch.eye(across).to(waves)).reshape(rings * angles, -1)
     return Action(planes, k.repeat_interleave(across))
+
+
+def multiples(products: Tensor, highest: int) -> Tensor:
+    r"""Weights `[J]`, some negative, of planes of a one-parameter subgroup, by :math:`\bar u_j v_j` `[N, J]` of pairs.
+
+    At phases :math:`s_n` weight w of plane j explains :math:`\sum_n \mathrm{Re}\, \bar u_{nj} v_{nj} e^{-i w s_n}`.
+    The phases are those of the plane with which all planes together explain most.
+    """
+    weights = torch.arange(-highest, highest + 1, device=products.device)
+    weights = weights[weights != 0]
+
+    def explained(phase: Tensor) -> Tensor:
+        back = -phase[:, None] * weights
+        return (products.mT @ torch.polar(torch.ones_like(back), back)).real
+
+    each = [explained(phase) for phase in products.angle().T]
+    return weights[max(each, key=lambda found: float(found.amax(1).sum())).argmax(1)]
+
+
+class LearnedAction(torch.nn.Module):
+    """An action whose W is a parameter, orthogonal whatever its value is; it begins at random.
+
+    First each of the planes `[D, J]` has its own phase, so that no plane is in another's way; `couple` makes one phase
+    of them when they are known.
+    """
+
+    basis: torch.nn.Linear
+
+    def __init__(self, x: Tensor, planes: int) -> None:
+        super().__init__()
+        linear = torch.nn.Linear(x.shape[-1], x.shape[-1], bias=False).to(x)
+        self.basis = orthogonal(linear, orthogonal_map="cayley")  # type: ignore[assignment]
+        self.weights = torch.ones(planes, dtype=torch.long, device=x.device)
+        self.coupled = False
+
+    def forward(self) -> Action:
+        """Return the action of W as it is."""
+        real, imaginary, _ = self.basis.weight.tensor_split([len(self.weights), 2 * len(self.weights)], 1)
+        return Action(torch.complex(real, imaginary), self.weights, self.coupled)
+
+    @torch.no_grad()
+    def couple(self, x: Tensor, y: Tensor, highest: int) -> None:
+        """Read off pairs `[N, D]` by which multiples of one phase planes turn; those that turn back are reversed."""
+        found = multiples(self().compare(x, y)[1][..., 0], highest)
+        sign = torch.ones(x.shape[-1]).to(x)
+        sign[len(found) : 2 * len(found)] = found.sign().to(x)
+        self.basis.weight = self.basis.weight * sign
+        self.weights, self.coupled = found.abs(), True
 
 
 class TransformedPair(TorchDistribution):
