@@ -22,6 +22,7 @@ MODULES = {  # shortest first
     "gram": "benchmarks.gram",
     "device": "benchmarks.device",
     "posterior": "benchmarks.posterior",
+    "pose": "benchmarks.pose",
     "evidence": "benchmarks.evidence",
     "scaling": "benchmarks.scaling",
     "composition": "benchmarks.composition",

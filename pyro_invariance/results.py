@@ -151,7 +151,7 @@ class Selection:
 
     def _test_log_density(self, f: Fit | SparseFit) -> Tensor:
         if self.data.classes is None:
-            return f.test_log_density[:, 0] - self.data.unit[1].log()
+            return f.test_log_density[:, 0] - self.data.targets.shape[1] * self.data.unit[1].log()
         return f.test_log_density.gather(1, self.data.y_test[:, None])[:, 0]
 
     def inference_data(self, label: str | None = None) -> az.InferenceData:

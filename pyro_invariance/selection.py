@@ -12,7 +12,7 @@ from pyro_invariance import carrying, datasets, zoo
 from pyro_invariance.datasets import Dataset
 from pyro_invariance.devices import checked_device
 from pyro_invariance.results import Selection
-from pyro_invariance.runs import RunFolder, identity, write_json, write_tensors
+from pyro_invariance.runs import ARRAYS, RunFolder, identity, write_json, write_tensors
 from pyro_invariance.scrutiny import Scrutiny, scrutinise
 from pyro_invariance.sweep import sweep
 from pyro_invariance.typing import BadInput, checked_seed
@@ -96,8 +96,8 @@ def select(
     folder = None if out is None else RunFolder(out, identity(subset, entry, seed, own))
     if folder is not None:
         folder.open()
-        kept = ("x", "y", "y_test", "x_earlier", "y_earlier")
-        write_tensors(folder.path / "data.pt", {name: getattr(subset, name) for name in kept})
+        kept = {name: getattr(subset, name) for name in ARRAYS if name != "x_test"}
+        write_tensors(folder.path / "data.pt", kept)
         write_json(folder.path / "data.json", {k: v for k, v in vars(subset).items() if not torch.is_tensor(v)})
     done, failed = sweep(list(chosen), subset.to(place), seed, folder, jobs)
     if not done:

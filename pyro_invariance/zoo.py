@@ -175,9 +175,9 @@ def load_data(source: str | Path, seed: int = 0) -> Dataset:
     ----------
     source : str or Path
         `digits` (scikit-learn's bundled 8 x 8 digits, 1,000 for training by the seed), `mnist` or `fashion_mnist` (all
-        60,000 and 10,000 images, downloaded once), `simulated-mirror` and the like (images whose labels have that
-        symmetry), `augmentation_gp-affine` and the like (what that entry simulates), or the path of an `.npz` with
-        `x_train`, `y_train`, optionally `x_test`, `y_test` and `kind`.
+        60,000 and 10,000 images, downloaded once), `qm7` (molecules, downloaded once), `simulated-mirror` and the like
+        (images whose labels have that symmetry), `augmentation_gp-affine` and the like (what that entry simulates), or
+        the path of an `.npz` with `x_train`, `y_train`, optionally `x_test`, `y_test` and `kind`.
     seed : int
         Draws the training half of `digits`, and the simulated images.
 
@@ -204,7 +204,7 @@ def catalogue() -> list[tuple[str, str, str, str, str]]:
             where = "local folder"
         elif downloads.cached(name):
             where = "cached"
-        rows.append((name, source.title, "60,000 + 10,000", source.licence, where))
+        rows.append((name, source.title, source.size, source.licence, where))
     for name, (entry, planted) in simulated().items():
         symmetry = "no symmetry" if planted == "none" else f"symmetry {planted}"
         counts = inspect.signature(load(entry).data).parameters
@@ -246,5 +246,8 @@ def choose(data: Dataset, model: str, names: Iterable[str] | None) -> list[Hypot
     return [
         h
         for h in every
-        if h.kind == "null" or h in chosen or (h.default and any(h.contains <= c for c in held.get(h.base, ())))
+        if h.kind == "null"
+        or h in chosen
+        or (h.base in held and h.kind == "none")
+        or (h.default and any(h.contains <= c for c in held.get(h.base, ())))
     ]

@@ -12,7 +12,7 @@ import pytest
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 PLACES = (str(FOLDER.parent), sys.prefix, str(Path.home()) + "/", tempfile.gettempdir() + "/")  # of this machine
 SOURCES = sorted(FOLDER.glob("*.py"))
-SLOW = {"05_a_large_space_of_augmentations"}  # about a minute even when quick
+SLOW = {"05_a_large_space_of_augmentations", "06_a_tour_of_the_zoo"}  # a minute or two even when quick
 
 
 def cells_of_source(text: str) -> list[tuple[str, str]]:
