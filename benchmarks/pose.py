@@ -22,13 +22,12 @@ import torch
 from pyro.distributions import Normal, TorchDistribution
 from pyro.infer import TraceEnum_ELBO
 from pyro.nn import PyroModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.cases import Absent, _arrays
 from benchmarks.scaling import machine, table
 from benchmarks.steps import find, in_turn
 from pyro_invariance import priors, zoo
-from pyro_invariance.canonical import Autoencoder
 from pyro_invariance.datasets import Dataset, from_arrays
 from pyro_invariance.densities import MovingUniform, SoftUniform
 from pyro_invariance.evidence.base import LogJoint
@@ -45,7 +44,27 @@ from pyro_invariance.zoo import Hypothesis
 ODD = 31  # angles at most: without a Nyquist coefficient every array may be turned
 MOST, NEAR, SHARE = 2.0, 0.5, 0.3  # times the cost of a plain normal; degrees; standard deviations
 Z = 4.0  # Monte Carlo errors that means may differ by as well
-CODE, SCANNED, SIDES = 6, 200, 8.0  # numbers; values of the range that are tried; standard deviations around the best
+CODE, HIDDEN = 6, 48  # numbers of a code; units of a network
+SCANNED, SIDES = 200, 8.0  # values of the range that are tried; standard deviations around the best
+
+
+class Autoencoder(PyroModule):
+    """Decoder and encoder of one hidden layer, for images `[N, R A]`."""
+
+    def __init__(self, rings: int, angles: int) -> None:
+        super().__init__()
+        self.shape, size = (rings, angles), rings * angles
+        self.decoder = nn.Sequential(nn.Linear(CODE, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, size))
+        self.encoder = nn.Sequential(nn.Linear(size, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, 2 * CODE))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Images `[*B, R, A]` of codes `[*B, d]`."""
+        return self.decoder(z).unflatten(-1, self.shape)
+
+    def encode(self, x: Tensor) -> TorchDistribution:
+        """Guide of the codes `[N, d]` of images `[N, R A]`."""
+        mean, log_scale = self.encoder(x).chunk(2, -1)
+        return Normal(mean, log_scale.exp()).to_event(1)
 
 
 class Posed(PyroModule):
@@ -63,13 +82,13 @@ class Posed(PyroModule):
             pose = torch.zeros(()).to(x)
             if self.extent is not None:
                 pose = pyro.sample("pose", SoftUniform(torch.tensor(self.extent).to(x)))
-            z = pyro.sample("code", Normal(x.new_zeros(self.decoder.code), 1.0).to_event(1))
+            z = pyro.sample("code", Normal(x.new_zeros(CODE), 1.0).to_event(1))
             pyro.sample("x", self.likelihood(self.decoder.decode(z), self.sigma, pose), obs=x)
 
     def guide(self, x: Tensor) -> None:
         """Codes by the encoder; the pose is summed out."""
         with pyro.plate("images", len(x)):
-            pyro.sample("code", self.decoder.encode(x)[0])
+            pyro.sample("code", self.decoder.encode(x))
 
 
 def plain(template: Tensor, sigma: float, pose: Tensor) -> TorchDistribution:
@@ -87,7 +106,7 @@ def costs(images: int = 200) -> list[dict[str, Any]]:
     """Time of value and gradient of the ELBO, with and without a pose; templates that are turned are timed last."""
     with pyro.settings.context(module_local_params=True):
         x, unit, polar = polar_arrays(zoo.load("latent_pose").data("SO2", size=images, test=0).x, ODD)
-        decoder = Autoencoder(x, (polar.rings, polar.angles), CODE, turns=False, seed=0)
+        decoder = Autoencoder(polar.rings, polar.angles)
         noise = 0.05 * float(unit)
         chosen: dict[str, Any] = {"no pose": Posed(decoder, noise, None, plain)}
         for nodes in (32, 128, 512):

@@ -1,257 +1,286 @@
-r"""Images of any decoder in an unknown pose: turned back first, then encoded, and the code refined.
+r"""Images of a neural decoder in an unknown pose: turned back first, and code and pose refined together.
 
-An encoder that sees images as they are has to learn every pose of every code.  One that sees them turned back by the
-pose in which they are most like the decoder's middle, :math:`\hat\theta = \arg\max_\theta \langle x, T_\theta m
-\rangle`, does not; and where it is a little off, steps of Gauss and Newton on code and pose together are cheap.
+A guide that sees images as they are has to learn every pose of every code.  One that first seeks the pose in which an
+image is most like the decoder's middle, :math:`\hat\theta = \arg\max_\theta \langle x, T_\theta m \rangle`, does not;
+from there steps of Gauss and Newton lead to the mode of code and pose, and their curvature is that of the guide.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import torch
-from pyro.distributions import Independent, MultivariateNormal, Normal, TorchDistribution, constraints
+from pyro.distributions import MultivariateNormal, Normal, TorchDistribution, constraints
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.func import jacfwd, vmap
 from torch.quasirandom import SobolEngine
 
-from pyro_invariance.densities import Haar
-from pyro_invariance.posed import PosedNormal, turned
+from pyro_invariance.representations import Torus
 
-NODES = 512  # of the pose: that the largest correlation is sought on, and that it is summed over
-ROUNDS, STEPS = 10, 4  # of aligning images with their mean; of Gauss and Newton
-HIDDEN, SMALL = 48, 0.1  # units of a network; how far from linear it begins
-LEARNING, DRAWS = 4, 32  # draws of the code of an image, while an encoder learns and then
-TURNS = 100.0  # of the torus that an image shifts its draws by: those that look alike have others
+PERIODS = {"rotation": 2 * math.pi, "rows": 2.0, "columns": 2.0}  # axes of a pose: radians, grid units
+TURNS, QUARTERS = 64, 4  # that the largest correlation is sought on; a mode is sought from the best of each quarter
+ROUNDS, STEPS = 10, 6  # of aligning images with their mean; of Gauss and Newton
+HIDDEN, SMALL = 32, 0.1  # units of the network; how far from linear it begins
+LEARNING, DRAWS = 2, 64  # draws for an image, while a decoder learns and then
+AGAIN = 50  # steps of learning after which poses are sought anew
 WIDER = 2.0  # covariance of the draws over that of the normal approximation, whose tails are too thin
+KNOWN = 12  # a period over the largest standard deviation of a pose in the guide, so that it does not go around
+ACROSS = 100.0  # periods of the torus that an image shifts its draws by: those that look alike have others
 
-Decoded = tuple[Tensor, Tensor]  # images `[S, N, R, A]` of codes that were drawn, and their log ratios `[S, N]`
-
-
-def peak(x: Tensor, template: Tensor) -> Tensor:
-    """Pose `[N]`, radians, in which a template `[R, A]` is most like each image `[N, R, A]`."""
-    poses = Haar().nodes(NODES)[0].to(x)
-    return poses[PosedNormal(template, 1.0, poses[:, None]).log_prob(x.flatten(1)).argmax(0)]
+Looked = tuple[Tensor, Tensor, Tensor]  # of draws: squared distances `[S, N]`, poses `[S, N, P]`, log ratios `[S, N]`
 
 
-def aligned(x: Tensor) -> Tensor:
-    """Images `[N, R, A]` turned to be alike, by generalised Procrustes analysis [gower1975generalized].
+def peaks(x: Tensor, template: Tensor, axes: Sequence[str]) -> Tensor:
+    """Poses `[N, K, P]` in which a template `[S, S]` is most like each image `[N, S, S]`, one of each quarter turn."""
+    if not axes:
+        return torch.zeros(len(x), 1, 0).to(x)
+    side, turns = x.shape[-1], TURNS if "rotation" in axes else 1
+    angle = torch.arange(turns).to(x) * (2 * math.pi / turns) - (math.pi if turns > 1 else 0)
+    seen = Torus().move(template.expand(turns, side, side), angle)
+    product = torch.fft.rfft2(x)[:, None] * torch.fft.rfft2(seen).conj()
+    likeness = torch.fft.irfft2(product, s=(side, side))  # [N, turns, S, S]: of template shifted by rows and columns
+    for dim, name in ((-2, "rows"), (-1, "columns")):
+        if name not in axes:
+            likeness = likeness.narrow(dim, 0, 1)
+    best, place = likeness.flatten(2).max(-1)  # [N, turns]
+    quarter = best.unflatten(1, (min(QUARTERS, turns), -1)).argmax(-1)
+    turn = quarter + torch.arange(quarter.shape[1]).to(quarter) * (turns // quarter.shape[1])  # [N, K]
+    place, across = place.gather(1, turn), likeness.shape[-1]
+    pixels = {"rows": place // across, "columns": place % across}
+    shifts = {name: ((p + side // 2) % side - side // 2) * (2 / side) for name, p in pixels.items()}
+    return torch.stack([(angle[turn] if name == "rotation" else shifts[name]).to(x) for name in axes], -1)
 
-    They begin as they are turned to the first, and end in poses that are centred on those in which they came.
-    """
-    mean = x[0]
-    for _ in range(ROUNDS):
-        pose = peak(x, mean)
-        mean = turned(x, -pose).mean(0)
-    centre = torch.polar(torch.ones_like(pose), pose).mean().angle()
-    return turned(x, centre - pose)
+
+def aligned(x: Tensor, axes: Sequence[str]) -> Tensor:
+    """Images `[N, S, S]` turned and shifted to be alike, by generalised Procrustes analysis [gower1975generalized]."""
+    mean = back = x[0]
+    for _ in range(ROUNDS if axes else 0):
+        poses = peaks(x, mean, axes)
+        torus = Torus()
+        several = x[:, None].expand(*poses.shape[:2], *x.shape[1:])
+        pose = dict(zip(axes, (-poses).unbind(-1), strict=True))
+        shifted = torus.move(several, None, pose.get("rows"), pose.get("columns"))
+        turned = torus.move(shifted, pose["rotation"]) if "rotation" in axes else shifted
+        best = (turned - mean).square().sum((-2, -1)).argmin(1)
+        back = turned[torch.arange(len(x)).to(best), best]
+        mean = back.mean(0)
+    return back if axes else x
 
 
-def code_posterior(
-    view: Callable[[Tensor], Tensor], x: Tensor, begin: Tensor, precision: Tensor, variance: Tensor
-) -> MultivariateNormal:
-    r"""Normal approximation of the posterior of code and pose, by steps of Gauss and Newton.
+class Decoder(PyroModule):
+    r"""Images of codes in poses: a linear map and a network of one hidden layer, then a turn and a shift.
 
-    .. math:: u \mid x \approx N(\hat u, (\Lambda + J^T J / \sigma^2)^{-1}), \quad
-        x \sim N(f(u), \sigma^2 I), \quad u \sim N(0, \Lambda^{-1}), \quad J = f'(\hat u)
+    .. math:: x = T_\theta (m + W z + V \tanh(A z + b)) + \sigma \epsilon, \quad z \sim N(0, I_d)
+
+    It begins at the mean and the principal directions of the images, aligned first.  While it learns, each step refines
+    what the guide knew of each image in the step before; once it does not (`eval`), draws of the guide are kept.
 
     Parameters
     ----------
-    view : callable
-        `[d] -> [D]`, what an image is made of to the image.
-    x, begin : Tensor `[N, D]`, Tensor `[N, d]`
-        Images, and where the steps begin.
-    precision : Tensor `[d]`
-        Of the prior; 0 for what is uniform.
-    variance : Tensor `[N]`
-        Of the noise of each image.
+    x : Tensor `[N, S, S]`
+        Images on a `Torus`.
+    code : int
+        Numbers of a code, d.
+    axes : sequence of str
+        Of the pose, of `rotation`, `rows` and `columns`.
+    seed : int
+        Of the draws that the evidence takes.
     """
 
-    def misfit(u: Tensor) -> Tensor:
-        return (x - vmap(view)(u)).square().sum(-1) / variance + (precision * u.square()).sum(-1)
+    def __init__(self, x: Tensor, code: int, axes: Sequence[str] = (), *, seed: int = 0) -> None:
+        super().__init__()
+        self.code, self.axes, self.side, size = code, tuple(axes), x.shape[-1], x[0].numel()
+        self.step, self.known = 0, torch.empty(0)
+        self.kept: tuple[Tensor, Looked] | None = None
+        self.register_buffer("centre", torch.zeros(len(axes)).to(x))  # pose of what the network takes to be upright
+        self.register_buffer("seed", torch.tensor(seed))
+        self.linear = nn.Linear(code, size)
+        self.bend = nn.Sequential(nn.Linear(code, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, size, bias=False))
+        upright = aligned(x, self.axes).flatten(1)
+        _, lengths, directions = torch.linalg.svd(upright - upright.mean(0), full_matrices=False)
+        scaled = lengths[:code, None] / math.sqrt(len(x)) * directions[:code]
+        with torch.no_grad():
+            self.linear.bias.copy_(upright.mean(0))
+            self.linear.weight.copy_(nn.functional.pad(scaled, (0, 0, 0, code - len(scaled))).T)
+            self.bend[-1].weight.mul_(SMALL)  # type: ignore[operator]
 
-    u, curvature = begin, torch.zeros(0)
-    for step in range(STEPS + 1):
-        jacobian = vmap(jacfwd(view))(u)  # [N, D, d]
-        curvature = precision.diag() + jacobian.mT @ jacobian / variance[:, None, None]
-        if step == STEPS:
-            break
-        pull = (jacobian.mT @ (x - vmap(view)(u))[..., None])[..., 0] / variance[:, None] - precision * u
-        ahead = u + torch.linalg.solve(curvature, pull)
-        u = torch.where((misfit(ahead) < misfit(u))[:, None], ahead, u)
-    return MultivariateNormal(u, precision_matrix=curvature)
+    @property
+    def periods(self) -> Tensor:
+        """Of the axes of the pose, `[P]`."""
+        return torch.tensor([PERIODS[name] for name in self.axes]).to(self.linear.bias)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Upright images `[*B, S, S]` of codes `[*B, d]`."""
+        return (self.linear(z) + self.bend(z)).unflatten(-1, (self.side, self.side))
+
+    def view(self, u: Tensor) -> Tensor:
+        """Images `[*B, S S]` of codes and poses `[*B, d + P]`."""
+        upright, pose = self.decode(u[..., : self.code]), u[..., self.code :].unbind(-1)
+        return Torus().move(upright, **dict(zip(self.axes, pose, strict=True))).flatten(-2)
+
+    def begin(self, x: Tensor) -> Tensor:
+        """Where a mode is sought from, `[N, K, d + P]`: the pose of largest correlation, no code."""
+        poses = peaks(x.unflatten(-1, (self.side, self.side)), self.decode(torch.zeros(self.code).to(x)), self.axes)
+        return torch.cat([torch.zeros(*poses.shape[:2], self.code).to(x), poses], -1)
+
+    def refine(self, x: Tensor, u: Tensor, variance: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
+        r"""Steps of Gauss and Newton towards the mode of codes and poses; curvature and twice the log density near it.
+
+        .. math:: (\Lambda + J^T J / \sigma^2)\, \Delta u = J^T (x - f(u)) / \sigma^2 - \Lambda u, \quad J = f'(u)
+
+        A step that does not come nearer is not taken.  Images `[N, S S]`, codes and poses `[N, d + P]`.
+        """
+        precision = torch.cat([torch.ones(self.code).to(x), torch.zeros(len(self.axes)).to(x)])
+        least = torch.cat([torch.zeros(self.code).to(x), (KNOWN / self.periods).square()])
+
+        def misfit(u: Tensor) -> Tensor:
+            return (x - self.view(u)).square().sum(-1) / variance + (precision * u.square()).sum(-1)
+
+        now, curvature = misfit(u), torch.empty(0)
+        for _ in range(steps):
+            jacobian = vmap(jacfwd(self.view))(u)  # [N, S S, d + P]
+            curvature = jacobian.mT @ jacobian / variance + torch.maximum(precision, least).diag()
+            pull = (jacobian.mT @ (x - self.view(u))[..., None])[..., 0] / variance - precision * u
+            ahead = u + torch.linalg.solve(curvature, pull)
+            after = misfit(ahead)
+            u, now = torch.where((after < now)[:, None], ahead, u), torch.minimum(after, now)
+        return u, curvature, -now
+
+    @torch.no_grad()
+    def modes(self, x: Tensor, variance: Tensor | None = None) -> tuple[MultivariateNormal, Tensor]:
+        """Normal approximations `[N, K]` of the posterior around modes of images `[N, S S]`, and log shares of them.
+
+        The variance of the noise is what the modes leave of the images, if it is not given.
+        """
+        begin = self.begin(x)
+        shape, each, u = begin.shape[:2], x.repeat_interleave(begin.shape[1], 0), begin.flatten(0, 1)
+        for _ in range(1 if variance is not None else 2):
+            left = (each - self.view(u)).square().mean(-1).view(shape).amin(1).mean()
+            u, curvature, twice = self.refine(each, u, left if variance is None else variance, STEPS)
+        found = MultivariateNormal(u, precision_matrix=curvature)
+        shares = 0.5 * twice + found.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        wide = math.sqrt(WIDER) * found.scale_tril.unflatten(0, shape)
+        return MultivariateNormal(u.unflatten(0, shape), scale_tril=wide), shares.view(shape).log_softmax(1)
+
+    def look(self, x: Tensor, variance: Tensor) -> Looked:
+        """Draws of the guide for images `[N, S S]`, and their log ratios of the prior of the code to the guide."""
+        if self.training:
+            return self._learning(x, variance.detach())
+        if self.kept is None or not torch.equal(self.kept[0], x):
+            self.kept = x, self._draws(x)
+        return self.kept[1]
+
+    def _learning(self, x: Tensor, variance: Tensor) -> Looked:
+        with torch.no_grad():
+            if self.step % AGAIN == 0:
+                self.known = self.centred(x, variance)
+            self.step += 1
+            self.known, curvature, _ = self.refine(x, self.known, variance, 1)
+            guide = MultivariateNormal(self.known, precision_matrix=curvature)
+            u = guide.sample(torch.Size([LEARNING]))
+            log_guide = guide.log_prob(u)
+        return self._looked(x, u, log_guide)
+
+    @torch.no_grad()
+    def _draws(self, x: Tensor) -> Looked:
+        """From each mode as many as its share, at scrambled Sobol points, shifted by what each image says at random.
+
+        So the errors of two images are independent, and the product of their densities is unbiased as well
+        [cranley1976randomization, owen2000safe].
+        """
+        guide, shares = self.modes(x)
+        seed, eps, size = int(self.seed), torch.finfo(x.dtype).eps, self.code + len(self.axes)
+        ladder = ((torch.arange(DRAWS).to(x) + 0.5) / DRAWS).expand(len(x), -1).contiguous()
+        chosen = torch.searchsorted(shares.exp().cumsum(1), ladder).clamp_max(shares.shape[1] - 1)  # [N, S]
+        counts = nn.functional.one_hot(chosen, shares.shape[1]).sum(1)
+        points = SobolEngine(size, scramble=True, seed=seed).draw(DRAWS, dtype=x.dtype).to(x)
+        generator = torch.Generator().manual_seed(seed)
+        points = points[torch.randperm(DRAWS, generator=generator)]  # neighbours belong to one mode
+        across = torch.randn(x.shape[1], size, generator=generator, dtype=x.dtype).to(x)
+        shift = ACROSS * nn.functional.normalize(x) @ across  # [N, d + P]
+        normal = Normal(0.0, 1.0).icdf(((points + shift[:, None]) % 1).clamp(eps, 1 - eps))  # [N, S, d + P]
+        image = torch.arange(len(x)).to(chosen)[:, None]
+        u = guide.loc[image, chosen] + (guide.scale_tril[image, chosen] @ normal[..., None])[..., 0]
+        apart = u[:, :, None] - guide.loc[:, None]  # [N, S, K, d + P]; around the circle the short way
+        around = torch.cat([torch.zeros(self.code).to(x), self.periods])
+        apart = apart - around * torch.where(around > 0, apart / around, 0.0).round()
+        log_guide = MultivariateNormal(torch.zeros(size).to(x), scale_tril=guide.scale_tril[:, None]).log_prob(apart)
+        log_guide = (log_guide + (counts / DRAWS).log()[:, None]).logsumexp(-1)
+        return self._looked(x, u.movedim(1, 0), log_guide.T)
+
+    def _looked(self, x: Tensor, u: Tensor, log_guide: Tensor) -> Looked:
+        log_prior = Normal(0.0, 1.0).log_prob(u[..., : self.code]).sum(-1)
+        return (x - self.view(u)).square().sum(-1), u[..., self.code :] - self.centre, log_prior - log_guide
+
+    @torch.no_grad()
+    def centred(self, x: Tensor, variance: Tensor | None = None) -> Tensor:
+        """Codes and poses `[N, d + P]` of images `[N, S S]`; their mean pose is taken for upright, by convention."""
+        guide, shares = self.modes(x, variance)
+        best = shares.argmax(1)
+        found = guide.loc[torch.arange(len(x)).to(best), best]
+        angle = found[:, self.code :] * (2 * math.pi / self.periods)
+        self.centre = torch.polar(torch.ones_like(angle), angle).mean(0).angle() * (self.periods / (2 * math.pi))
+        return found
 
 
 class PosedDecoded(TorchDistribution):
-    r"""Images of an autoencoder in an unknown pose: the pose summed over nodes, the code by importance.
+    r"""Images of a decoder in an unknown pose: code and pose by importance.
 
-    .. math:: \hat p(x) = \frac{1}{S} \sum_s \frac{p(z_s)}{q(z_s \mid x)}
-        \sum_q w_q N(x; T_{\theta_q} m(z_s), \sigma^2 I), \quad z_s \sim q(z \mid x)
+    .. math:: \hat p(x) = \frac{1}{S} \sum_s \frac{p(z_s)\, p(\theta_s)}{q(z_s, \theta_s \mid x)}
+        N(x; T_{\theta_s} m(z_s), \sigma^2 I), \quad z_s, \theta_s \sim q(z, \theta \mid x)
 
-    An unbiased estimate of the density of an image, so that its logarithm is a lower bound on average over the codes
+    An unbiased estimate of the density of an image, so that its logarithm is a lower bound on average over the draws
     [burda2016importance].
 
     Parameters
     ----------
-    source : Autoencoder
-        The decoder `m`, and the guide `q`.
+    decoder : Decoder
+        Images :math:`m(z)`, and the guide `q`.
     noise : Tensor
         Variance of each coordinate.
-    density : TorchDistribution, optional
-        Of the pose, with `nodes(count)`; without it nothing is turned.
+    ranges : sequence of TorchDistribution
+        Prior of each axis of the pose, on its period, about the pose that the decoder takes for upright.
     count : int
         Images, N.
-    nodes : int
-        Quadrature nodes of the pose, which have to be closer than poses are known: where the noise is too small for
-        that, it comes out too large.
     """
 
     arg_constraints = {"noise": constraints.positive}  # noqa: RUF012
     support = constraints.real_vector
 
     def __init__(
-        self,
-        source: "Autoencoder",
-        noise: Tensor,
-        density: TorchDistribution | None = None,
-        *,
-        count: int = 1,
-        nodes: int = NODES,
+        self, decoder: Decoder, noise: Tensor, ranges: Sequence[TorchDistribution] = (), *, count: int = 1
     ) -> None:
-        self.source, self.noise, self.density = source, noise, density
-        one = torch.zeros(1).to(noise), torch.zeros(1).to(noise)
-        found: tuple[Tensor, Tensor] = one if density is None else density.nodes(nodes)
-        self.poses, self.log_weights = found
-        super().__init__(torch.Size([count]), torch.Size([math.prod(source.shape)]), validate_args=False)
+        self.decoder, self.noise, self.ranges = decoder, noise, tuple(ranges)
+        super().__init__(torch.Size([count]), torch.Size([decoder.side**2]), validate_args=False)
 
-    def by_pose(self, value: Tensor) -> Tensor:
-        """Log density `[Q, S, N]` of images `[N, R A]` together with each pose and code, up to the draws of codes."""
-        poses, log_weights = (t[:, None, None] for t in (self.poses, self.log_weights))
-        templates, log_ratios = self.source.look(value)
-        given = PosedNormal(templates, self.noise.sqrt(), poses).log_prob(value)
-        return given + log_weights + log_ratios - math.log(len(templates))
+    def log_weights(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Log importance weights `[S, N]` of draws for images `[N, S S]`, and the poses `[S, N, P]` of these."""
+        squares, poses, log_ratios = self.decoder.look(value, self.noise)
+        size = value.shape[-1]
+        log_weights = log_ratios - 0.5 * (squares / self.noise + size * (2 * math.pi * self.noise).log())
+        for axis, period, prior in zip(poses.unbind(-1), self.decoder.periods, self.ranges, strict=True):
+            log_weights = log_weights + prior.log_prob(axis - period * (axis / period).round())
+        return log_weights, poses
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Estimated log density `[N]` of images `[N, R A]`."""
-        return self.by_pose(value).flatten(0, 1).logsumexp(0)
+        """Estimated log density `[N]` of images `[N, S S]`."""
+        log_weights, _ = self.log_weights(value)
+        return log_weights.logsumexp(0) - math.log(len(log_weights))
 
-    def pose(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior mean direction of the pose `[N]`, radians, and mean resultant length `[N]`: 1 where it is known."""
-        weights = self.by_pose(value).logsumexp(1).softmax(0)  # [Q, N]
-        phase = torch.polar(torch.ones_like(self.poses), self.poses)
-        mean = phase @ weights.to(phase)
-        return mean.angle(), mean.abs()
+    def pose(self, value: Tensor, axis: str = "rotation") -> tuple[Tensor, Tensor]:
+        """Posterior mean `[N]` of an axis of the pose, around its period, and mean resultant length `[N]`."""
+        log_weights, poses = self.log_weights(value)
+        index = self.decoder.axes.index(axis)
+        unit = 2 * math.pi / PERIODS[axis]
+        angle = poses[..., index] * unit
+        mean = (torch.polar(torch.ones_like(angle), angle) * log_weights.softmax(0)).sum(0)
+        return mean.angle() / unit, mean.abs()
 
     @torch.no_grad()
     def sample(self, sample_shape: torch.Size | list[int] | tuple[int, ...] = torch.Size()) -> Tensor:
-        """Draw `[*sample_shape, N, R A]`."""
-        shape = torch.Size((*sample_shape, *self.batch_shape))
-        pose = torch.zeros(()) if self.density is None else self.density.sample(shape)
-        return PosedNormal(self.source.prior(shape), self.noise.sqrt(), pose).sample()
-
-
-class Autoencoder(PyroModule):
-    r"""Decoder and canonicalising encoder: each a linear map and a network of one hidden layer.
-
-    They begin at the mean and the principal directions of images, aligned first if they turn.  Codes are drawn by the
-    encoder while it learns, and by a refined guide once it does not (`eval`).
-
-    Parameters
-    ----------
-    x : Tensor `[N, R A]`
-        Images, of an odd number of angles.
-    shape : tuple of int
-        Rings and angles.
-    code : int
-        Numbers of a code.
-    turns : bool
-        Whether images are turned back before they are encoded.
-    seed : int
-        Of the draws that the evidence takes.
-    """
-
-    def __init__(self, x: Tensor, shape: tuple[int, int], code: int, *, turns: bool, seed: int) -> None:
-        super().__init__()
-        self.shape, self.code, self.turns, size = shape, code, turns, x.shape[1]
-        self.kept: tuple[Tensor, Decoded] | None = None
-        self.register_buffer("centre", torch.zeros(()))  # pose of what the network takes to be upright
-        self.register_buffer("seed", torch.tensor(seed))
-        self.decoder, self.encoder = nn.Linear(code, size), nn.Linear(size, 2 * code)
-        self.bend = nn.Sequential(nn.Linear(code, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, size, bias=False))
-        self.look_again = nn.Sequential(nn.Linear(size, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, 2 * code, bias=False))
-        upright = aligned(x.unflatten(-1, shape)).flatten(1) if turns else x
-        mean = upright.mean(0)
-        _, lengths, directions = torch.linalg.svd(upright - mean, full_matrices=False)
-        scaled = lengths[:code, None] / math.sqrt(len(x)) * directions[:code]
-        inverse = scaled / scaled.square().sum(1, keepdim=True)
-        with torch.no_grad():
-            self.decoder.weight.copy_(scaled.T)
-            self.decoder.bias.copy_(mean)
-            self.encoder.weight.copy_(torch.cat([inverse, 0 * inverse]))
-            self.encoder.bias.copy_(torch.cat([-inverse @ mean, torch.full((code,), -2.0).to(x)]))
-            for network in (self.bend, self.look_again):
-                network[-1].weight.mul_(SMALL)  # type: ignore[operator]
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Upright images `[*B, R, A]` of codes `[*B, d]`."""
-        return (self.decoder(z) + self.bend(z)).unflatten(-1, self.shape)
-
-    def encode(self, x: Tensor) -> tuple[Independent, Tensor]:
-        """Canonicalising guide of the codes `[N, d]` of images `[N, R A]`; the poses `[N]` they were turned back by."""
-        pose = torch.zeros(len(x)).to(x)
-        if self.turns:
-            with torch.no_grad():
-                arrays = x.unflatten(-1, self.shape)
-                pose = peak(arrays, self.decode(torch.zeros(self.code).to(x)))
-                x = turned(arrays, -pose).flatten(1)
-        mean, log_scale = (self.encoder(x) + self.look_again(x)).chunk(2, -1)
-        return Normal(mean, log_scale.exp()).to_event(1), pose
-
-    def refined(self, x: Tensor) -> MultivariateNormal:
-        """Normal around the mode of the code `[N, d]`, which is sought from what the encoder guesses."""
-        guess, pose = self.encode(x)
-
-        def view(u: Tensor) -> Tensor:
-            upright = self.decode(u[: self.code])
-            return (turned(upright, u[self.code]) if self.turns else upright).flatten()
-
-        begin = torch.cat([guess.mean, pose[:, None]], 1) if self.turns else guess.mean
-        precision = torch.tensor([1.0] * self.code + [0.0] * self.turns).to(x)
-        for _ in range(2):  # what a guess leaves of an image says its noise, then what the mode leaves
-            variance = (x - vmap(view)(begin)).square().mean(-1)
-            found = code_posterior(view, x, begin, precision, variance)
-            begin = found.mean
-        within = slice(self.code)
-        return MultivariateNormal(found.mean[:, within], WIDER * found.covariance_matrix[:, within, within])
-
-    def look(self, x: Tensor) -> Decoded:
-        """Decoded draws of the codes of images `[N, R A]`, and their log ratios of prior to guide."""
-        if self.training:
-            guide: TorchDistribution = self.encode(x)[0]
-            return self._decoded(guide, guide.rsample(torch.Size([LEARNING])))
-        if self.kept is None or not torch.equal(self.kept[0], x):
-            self.kept = x, self._refined_draws(x)
-        return self.kept[1]
-
-    @torch.no_grad()
-    def _refined_draws(self, x: Tensor) -> Decoded:
-        """At scrambled Sobol points, shifted by what each image says at random [cranley1976randomization].
-
-        So the errors of two images are independent, and the product of their densities is unbiased as well.
-        """
-        guide, seed, eps = self.refined(x), int(self.seed), torch.finfo(x.dtype).eps
-        points = SobolEngine(self.code, scramble=True, seed=seed).draw(DRAWS, dtype=x.dtype).to(x)
-        generator = torch.Generator().manual_seed(seed)
-        across = torch.randn(x.shape[1], self.code, generator=generator, dtype=x.dtype).to(x)
-        shift = TURNS * nn.functional.normalize(x) @ across  # [N, d]
-        normal = Normal(0.0, 1.0).icdf(((points[:, None] + shift) % 1).clamp(eps, 1 - eps))
-        return self._decoded(guide, guide.mean + (guide.scale_tril @ normal[..., None])[..., 0])
-
-    def _decoded(self, guide: TorchDistribution, codes: Tensor) -> Decoded:
-        log_ratios = Normal(0.0, 1.0).log_prob(codes).sum(-1) - guide.log_prob(codes)
-        return turned(self.decode(codes), self.centre), log_ratios
-
-    @torch.no_grad()
-    def prior(self, shape: torch.Size) -> Tensor:
-        """Decoded codes `[*shape, R, A]` of the prior."""
-        return turned(self.decode(torch.randn(*shape, self.code).to(self.centre)), self.centre)
+        """Draw `[*sample_shape, N, S S]`."""
+        shape, decoder = torch.Size((*sample_shape, *self.batch_shape)), self.decoder
+        pose = [prior.sample(shape) + centre for prior, centre in zip(self.ranges, decoder.centre, strict=True)]
+        u = torch.cat([torch.randn(*shape, decoder.code).to(decoder.centre), *[p[..., None] for p in pose]], -1)
+        view = decoder.view(u)
+        return view + self.noise.sqrt() * torch.randn_like(view)

@@ -125,7 +125,8 @@ def _invariance(hypothesis: Hypothesis, plain: Hypothesis, data: Dataset, seed: 
 
 def _changes(hypothesis: Hypothesis, mover: Hypothesis, data: Dataset, seed: int) -> tuple[float, float]:
     """Root mean square of f(g.x) - f(x) over test items and elements, as a share of the spread of f; its error."""
-    fitted, args, predict = fit(hypothesis, data, seed), hypothesis.prepare(data), hypothesis.predict
+    fitted, predict = fit(hypothesis, data, seed), hypothesis.predict
+    args = hypothesis.given(fitted.learned).prepare(data)
     sites = [{k: v[i] for k, v in fitted.draws.items()} for i in range(PREDICTIVE)]
     assert predict is not None and mover.moved is not None  # noqa: PT018
 

@@ -107,17 +107,24 @@ def moved_by_name(images: Tensor, extents: Mapping[str, float], *, name: str) ->
     def turned(degrees: float) -> Tensor:
         return Pixels().rotate(images - dark, torch.tensor(math.radians(degrees)).to(images)) + dark
 
-    def shifted(rows: int, columns: int) -> Tensor:
+    def shifted(images: Tensor, rows: int, columns: int) -> Tensor:
         padded = torch.nn.functional.pad(images - dark, [side] * 4)
         return Pixels().shift(padded, torch.tensor([rows, columns]))[..., side:-side, side:-side] + dark
 
+    degrees = math.degrees(extents.get("rotation", 0.0))
+    rows, columns = (round(extents.get(axis, 0.0) * side / 2) for axis in ("rows", "columns"))
     if name == "rotation":
-        degrees = math.degrees(extents["rotation"])
         return {f"{d:+.0f} degrees": turned(d) for d in (-degrees, degrees)}
     if name == "translation":
-        rows, columns = (round(extents[axis] * side / 2) for axis in ("rows", "columns"))
         ends = ((-rows, -columns), (rows, columns))
-        return {f"{r:+d}, {c:+d} pixels": shifted(r, c) for r, c in ends}
+        return {f"{r:+d}, {c:+d} pixels": shifted(images, r, c) for r, c in ends}
+    if name == "rotation-translation":
+        return {
+            f"{s * degrees:+.0f} degrees, {s * rows:+d}, {s * columns:+d} pixels": shifted(
+                turned(s * degrees), s * rows, s * columns
+            )
+            for s in (-1, 1)
+        }
     turns = {"C4": (90, 180), "D4": (90, 180), "SO2": (60, 150), "O2": (60, 150)}.get(name, ())
     shown = {f"{d} degrees": turned(d) for d in turns}
     return shown | ({"left and right exchanged": Pixels().mirror(images)} if name in ("mirror", "D4", "O2") else {})

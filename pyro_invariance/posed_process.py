@@ -1,7 +1,8 @@
 r"""Hypotheses on images in an unknown pose, which entries with decoders of different kinds share.
 
     noise    ~ LogNormal(log 0.01, 2)    variance above a floor of 1e-4, mean square of x = 1
-    rotation ~ Uniform(0, pi)            half-width of the range of poses, of the hypothesis of that name
+    rotation ~ Uniform(0, pi)            half-widths of the range of poses, of the hypotheses that turn or shift
+    rows, columns ~ Uniform(0, 0.5)      within a range; the image is [-1, 1]
 
 What the image of an upright thing is and how its pose is summed out is the entry's own.
 """
@@ -20,15 +21,18 @@ from pyro_invariance.representations import Polar
 from pyro_invariance.typing import BadInput, Images
 from pyro_invariance.zoo import Extent, Hypothesis, Kind
 
-NARROW, WIDE = math.radians(10), math.radians(150)  # where the range begins
+SHIFTS = ("rows", "columns")
+RANGES = {"rotation": ("rotation",), "translation": SHIFTS, "rotation-translation": ("rotation", *SHIFTS)}  # learned
+AXES = {"null": (), "trivial": (), "SO2": ("rotation",)} | RANGES  # of the pose
+FARTHEST = {"rotation": math.pi, "rows": 0.5, "columns": 0.5}
+NARROW = {"rotation": math.radians(10), "rows": 0.05, "columns": 0.05}  # where ranges begin
+WIDE = {"rotation": math.radians(150), "rows": 0.4, "columns": 0.4}
 
 
 def hyperparameters(kind: str, scale: float = 1.0) -> dict[str, Tensor]:
-    """Sites of a hypothesis: noise, in mean squares of the images, and the range of `rotation`, radians; scalars."""
+    """Sites of a hypothesis: noise, in mean squares of the images, and its ranges, radians or grid units; scalars."""
     sites = {"noise": pyro.sample("noise", priors.log_normal("noise", scale))}
-    if kind == "rotation":
-        sites["rotation"] = pyro.sample("rotation", priors.extent(math.pi))
-    return sites
+    return sites | {axis: pyro.sample(axis, priors.extent(FARTHEST[axis])) for axis in RANGES.get(kind, ())}
 
 
 def polar_arrays(images: Images, most: int = 32) -> tuple[Tensor, Tensor, Polar]:
@@ -53,8 +57,11 @@ def hypotheses(
     *,
     noise: float,
     scale: float,
+    base: str = "polar",
 ) -> list[Hypothesis]:
     """Null, trivial, rotation within a range and SO2; functions of an entry take which of them as their `kind`.
+
+    Arrays that can be shifted, a base other than polar ones, have translation and rotation-translation as well.
 
     Raises
     ------
@@ -63,33 +70,39 @@ def hypotheses(
     """
     if data.kind != "images":
         raise BadInput(f"data: {data.name!r} holds {data.kind}; {entry} takes images [N, H, W] or [N, H, W, C]")
-    extent = Extent("rotation", "rad", math.pi, 0.95 * math.pi, whole=True, resolution=math.radians(2))
+    extents = {"rotation": Extent("rotation", "rad", math.pi, 0.95 * math.pi, whole=True, resolution=math.radians(2))}
+    extents |= {axis: Extent(axis, "grid", FARTHEST[axis], 0.95 * FARTHEST[axis], False, 0.02) for axis in SHIFTS}
     told = {"noise": priors.describe(scale)["noise"]}
 
     def make(name: str, kind: Kind, *contains: str) -> Hypothesis:
-        ranged = name == "rotation"
-        starts = [{"noise": noise, "rotation": begin} for begin in (NARROW, WIDE)] if ranged else [{"noise": noise}]
+        ranges = RANGES.get(name, ())
+        starts = [{axis: begin[axis] for axis in ranges} for begin in (NARROW, WIDE)] if ranges else [{}]
         return Hypothesis(
             name=name,
             kind=kind,
-            base="none" if name == "null" else "polar",
+            base="none" if name == "null" else base,
             model=partial(model, kind=name, scale=scale),
             prepare=partial(prepare, name),
-            starts=tuple(starts),
+            starts=tuple({"noise": noise} | start for start in starts),
             contains=frozenset(contains),
-            saturated=frozenset({"SO2", "rotation"} if ranged else ()),
-            extents={"rotation": extent} if ranged else {},
+            saturated=frozenset({"SO2", *contains} if "rotation" in ranges else ()),
+            extents={axis: extents[axis] for axis in ranges},
             log_density=partial(log_density, kind=name),
             moved=partial(moved_by_name, name=name),
             memory=partial(memory, name),
-            priors=told | ({"rotation": f"Uniform(0, {math.pi:.4g})"} if ranged else {}),
+            priors=told | {axis: f"Uniform(0, {FARTHEST[axis]:.4g})" for axis in ranges},
             learn=partial(learn, name),
             density=True,
         )
 
+    shifted = [
+        make("translation", "augmentation", "translation"),
+        make("rotation-translation", "augmentation", "rotation", "translation"),
+    ]
     return [
         make("null", "null"),
         make("trivial", "none"),
         make("rotation", "augmentation", "rotation"),
         make("SO2", "group", "SO2", "rotation"),
+        *(shifted if base != "polar" else []),
     ]

@@ -157,6 +157,57 @@ class Polar:
         return flipped.roll(self.angles // 2, -1)
 
 
+@dataclass(frozen=True)
+class Torus:
+    """Square images `[..., S, S]` of an odd side, periodic, where a shift and a turn by any real amount is orthogonal.
+
+    A shift is a phase; a turn is a quarter turn and three shears, which shift every row or column by an amount of its
+    own [unser1995convolution].  What leaves on one side comes in on the other, so things have to keep off the sides.
+
+    Parameters
+    ----------
+    most : int
+        Images of more pixels per side, and one to fill up an even number, are pooled.
+    """
+
+    most: int = 15  # 3 x 5: transforms of a prime length are slow
+
+    def __call__(self, images: Images) -> Tensor:
+        """Grey images `[..., C, H, W]` without their ground, pooled and filled up to an odd square, `[..., S, S]`."""
+        grey = (images - ground(images)).mean(-3, keepdim=True)
+        pool = math.ceil(max(grey.shape[-2:]) / (self.most + 1))
+        pooled = Pixels(pool)(grey)[..., 0, :, :]
+        side = max(pooled.shape[-2:]) // 2 * 2 + 1
+        down, right = (side - n for n in pooled.shape[-2:])
+        return F.pad(pooled, [right // 2, right - right // 2, down // 2, down - down // 2])
+
+    def move(
+        self, x: Tensor, rotation: Tensor | None = None, rows: Tensor | None = None, columns: Tensor | None = None
+    ) -> Tensor:
+        """Turn `[*B, S, S]` counter-clockwise by `rotation` (radians), then shift it down and right (grid units)."""
+        side = x.shape[-1]
+        down, right = (torch.zeros(()).to(x) if s is None else s * (side / 2) for s in (rows, columns))
+        if rotation is None:
+            moved = x if columns is None else _slide(x, right[..., None])
+            return moved if rows is None else _slide(moved.mT, down[..., None]).mT
+        quarters = (rotation / (math.pi / 2)).round().detach()
+        rest, quarters = rotation - quarters * (math.pi / 2), quarters[..., None, None] % 4
+        x = torch.where(quarters % 2 == 1, x.rot90(1, (-2, -1)), x)
+        x = torch.where(quarters >= 2, x.flip(-2, -1), x)
+        from_middle = torch.arange(side).to(x) - side // 2
+        lean = (rest / 2).tan()[..., None]
+        x = _slide(x, lean * from_middle)
+        x = _slide(x.mT, down[..., None] - rest.sin()[..., None] * from_middle).mT
+        return _slide(x, right[..., None] + lean * (from_middle - down[..., None]))
+
+
+def _slide(x: Tensor, offset: Tensor) -> Tensor:
+    """Shift each row of `[*B, S, S]` to the right by `offset` `[*B, S]` (pixels), around and exactly."""
+    frequency = torch.arange(x.shape[-1] // 2 + 1).to(x) * (2 * math.pi / x.shape[-1])
+    phase = frequency * offset[..., None]
+    return torch.fft.irfft(torch.fft.rfft(x) * torch.complex(phase.cos(), -phase.sin()), n=x.shape[-1])
+
+
 def centres(count: int, like: Tensor) -> Tensor:
     """Centres of `count` pixels of a row (or samples of a series) on the grid [-1, 1], `[count]`."""
     return (2 * torch.arange(count, dtype=like.dtype, device=like.device) + 1) / count - 1
