@@ -35,7 +35,7 @@ from pyro_invariance.evidence.laplace import laplace, maximise
 from pyro_invariance.fitting import fit
 from pyro_invariance.numerics import float64
 from pyro_invariance.posed import PosedLinear, PosedNormal, turned
-from pyro_invariance.posed_process import polar_arrays
+from pyro_invariance.posed_process import FLOOR, polar_arrays
 from pyro_invariance.reference import nuts
 from pyro_invariance.representations import Pixels
 from pyro_invariance.sites import Marginalised
@@ -128,7 +128,7 @@ def costs(images: int = 200) -> list[dict[str, Any]]:
 
 def linear(x: Tensor, decoder: tuple[Tensor, Tensor], unit: Tensor, *, density: Callable) -> Tensor:
     """Pyro model of images of a linear decoder in a range of poses."""
-    noise = unit * (priors.NOISE_FLOOR + pyro.sample("noise", priors.log_normal("noise")))
+    noise = unit * (FLOOR + pyro.sample("noise", priors.log_normal("noise")))
     extent = pyro.sample("rotation", priors.extent(math.pi))
     with pyro.plate("images", len(x)):
         return pyro.sample("x", PosedLinear(*decoder, noise, extent, density, count=len(x)), obs=x)

@@ -5,7 +5,7 @@ unknown turn, drawn anew for each image, stands between the prototype and what i
 
 Generative process, for images as polar arrays :math:`x_n \in R^D` [frey2003transformation]:
 
-    noise    ~ LogNormal(log 0.01, 2)             variance above a floor of 1e-4, mean square of x = 1
+    noise    ~ LogNormal(log 0.01, 2)             variance above a floor of 2.5e-3, mean square of x = 1
     rotation ~ Uniform(0, pi)                     half-width of the range of poses, of the hypothesis of that name
     k_n      ~ Categorical(shares)                prototype, of 10: summed out
     theta_n  ~ SoftUniform(-rotation, rotation)   pose: summed over 256 nodes of the circle
@@ -39,12 +39,12 @@ from pyro.distributions import constraints
 from pyro.nn import PyroModule, PyroParam
 from torch import Tensor
 
-from pyro_invariance import posed_process, priors
+from pyro_invariance import posed_process
 from pyro_invariance.blobs import PLANTED, angles, draw
 from pyro_invariance.datasets import Dataset, from_arrays
 from pyro_invariance.posed import turned
-from pyro_invariance.posed_process import polar_arrays
-from pyro_invariance.prototypes import NODES, PosedPrototypes
+from pyro_invariance.posed_process import FLOOR, NODES, polar_arrays
+from pyro_invariance.prototypes import PosedPrototypes
 from pyro_invariance.representations import Pixels, Polar
 from pyro_invariance.trained import train
 from pyro_invariance.zoo import Card, Hypothesis
@@ -87,19 +87,32 @@ CARD = Card(
 
 
 def given(
-    prototypes: tuple[Tensor, Tensor], unit: Tensor, kind: str, sites: Mapping[str, Tensor], count: int
+    prototypes: tuple[Tensor, Tensor],
+    unit: Tensor,
+    kind: str,
+    sites: Mapping[str, Tensor],
+    count: int,
+    nodes: int = NODES["evidence"],
 ) -> PosedPrototypes:
     """Distribution of images `[N, D]` given prototypes with shares and values of the sites; noise is in `unit`."""
-    noise = unit * (priors.NOISE_FLOOR + sites["noise"])
+    noise = unit * (FLOOR + sites["noise"])
     extent = torch.full_like(unit, math.pi) if kind == "SO2" else sites.get("rotation")
-    return PosedPrototypes(prototypes[0], prototypes[1], noise, extent, count=count)
+    return PosedPrototypes(prototypes[0], prototypes[1], noise, extent, count=count, nodes=nodes)
 
 
-def model(x: Tensor, prototypes: tuple[Tensor, Tensor], unit: Tensor, *, kind: str, scale: float = 1.0) -> Tensor:
+def model(
+    x: Tensor,
+    prototypes: tuple[Tensor, Tensor],
+    unit: Tensor,
+    *,
+    kind: str,
+    scale: float = 1.0,
+    nodes: int = NODES["evidence"],
+) -> Tensor:
     """Pyro model of images `[N, D]` as polar arrays, given prototypes and their shares; `kind` is the hypothesis."""
     sites = posed_process.hyperparameters(kind, scale)
     with pyro.plate("images", len(x)):
-        return pyro.sample("x", given(prototypes, unit, kind, sites, len(x)), obs=x)
+        return pyro.sample("x", given(prototypes, unit, kind, sites, len(x), nodes), obs=x)
 
 
 class Mixture(PyroModule):
@@ -113,7 +126,8 @@ class Mixture(PyroModule):
 
     def forward(self, x: Tensor, unit: Tensor) -> Tensor:
         """Images `[N, D]` as they are observed."""
-        return model(x, (self.prototypes, self.shares), unit, kind=self.kind)  # type: ignore[arg-type]
+        fixed: Any = self.prototypes, self.shares
+        return model(x, fixed, unit, kind=self.kind, nodes=NODES["learned"])
 
     def fixed(self) -> tuple[Tensor, Tensor]:
         """Prototypes and shares as they are."""
@@ -161,7 +175,7 @@ def log_density(args: tuple, draws: list[dict[str, Tensor]], inputs: Tensor, tar
 
 def memory(kind: str, data: Dataset) -> int:
     """Bytes of densities by pose and prototype, with what their gradient keeps."""
-    each = {"null": 0, "trivial": 1}.get(kind, NODES)
+    each = {"null": 0, "trivial": 1}.get(kind, NODES["evidence"])
     return 8 * 6 * PROTOTYPES * each * len(data.x)
 
 

@@ -118,6 +118,12 @@ class Decoder(PyroModule):
         upright, pose = self.decode(u[..., : self.code]), u[..., self.code :].unbind(-1)
         return Torus().move(upright, **dict(zip(self.axes, pose, strict=True))).flatten(-2)
 
+    @torch.no_grad()
+    def rescale(self, unit: Tensor) -> None:
+        """Multiply its images by a number."""
+        for parameter in (self.linear.weight, self.linear.bias, *self.bend[-1].parameters()):
+            parameter.mul_(unit)
+
     def begin(self, x: Tensor) -> Tensor:
         """Where a mode is sought from, `[N, K, d + P]`: the pose of largest correlation, no code."""
         poses = peaks(x.unflatten(-1, (self.side, self.side)), self.decode(torch.zeros(self.code).to(x)), self.axes)

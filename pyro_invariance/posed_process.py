@@ -1,6 +1,6 @@
 r"""Hypotheses on images in an unknown pose, which entries with decoders of different kinds share.
 
-    noise    ~ LogNormal(log 0.01, 2)    variance above a floor of 1e-4, mean square of x = 1
+    noise    ~ LogNormal(log 0.01, 2)    variance above a floor, mean square of x = 1
     rotation ~ Uniform(0, pi)            half-widths of the range of poses, of the hypotheses that turn or shift
     rows, columns ~ Uniform(0, 0.5)      within a range; the image is [-1, 1]
 
@@ -21,6 +21,8 @@ from pyro_invariance.representations import Polar
 from pyro_invariance.typing import BadInput, Images
 from pyro_invariance.zoo import Extent, Hypothesis, Kind
 
+NODES = {"learned": 256, "evidence": 1024}  # of a turn that is summed out
+FLOOR = 2.5e-3  # of the noise then: with less of it poses lie between the nodes, and densities are off by 0.1 nats
 SHIFTS = ("rows", "columns")
 RANGES = {"rotation": ("rotation",), "translation": SHIFTS, "rotation-translation": ("rotation", *SHIFTS)}  # learned
 AXES = {"null": (), "trivial": (), "SO2": ("rotation",)} | RANGES  # of the pose

@@ -7,8 +7,6 @@ from torch import Tensor
 from pyro_invariance.densities import SoftUniform
 from pyro_invariance.posed import PosedNormal, turned
 
-NODES = 256  # of the pose
-
 
 class PosedPrototypes(TorchDistribution):
     r"""Mixture of transformed prototypes [frey2003transformation], as polar arrays.
@@ -44,7 +42,7 @@ class PosedPrototypes(TorchDistribution):
         extent: Tensor | None = None,
         *,
         count: int = 1,
-        nodes: int = NODES,
+        nodes: int = 1024,
     ) -> None:
         self.prototypes, self.shares, self.noise = prototypes, shares, noise
         self.range = None if extent is None else SoftUniform(extent.to(prototypes), validate_args=False)
