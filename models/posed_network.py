@@ -181,7 +181,7 @@ def log_density(args: tuple, draws: list[dict[str, Tensor]], inputs: Tensor, tar
 
 def memory(kind: str, data: Dataset) -> int:
     """Bytes of the Jacobians of code and pose, and of the draws."""
-    each = 4 * QUARTERS * (CODE + len(AXES[kind])) + 4 * DRAWS
+    each = 0 if kind == "null" else 4 * QUARTERS * (CODE + len(AXES[kind])) + 4 * DRAWS
     return 8 * Torus.most**2 * each * len(data.x)
 
 

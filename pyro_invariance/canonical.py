@@ -134,7 +134,7 @@ class Decoder(PyroModule):
 
         .. math:: (\Lambda + J^T J / \sigma^2)\, \Delta u = J^T (x - f(u)) / \sigma^2 - \Lambda u, \quad J = f'(u)
 
-        A step that does not come nearer is not taken.  Images `[N, S S]`, codes and poses `[N, d + P]`.
+        A step that does not come nearer is not taken.  Images `[N, S S]`, codes and poses `[N, d + P]`, variance `[N]`.
         """
         precision = torch.cat([torch.ones(self.code).to(x), torch.zeros(len(self.axes)).to(x)])
         least = torch.cat([torch.zeros(self.code).to(x), (KNOWN / self.periods).square()])
@@ -145,8 +145,8 @@ class Decoder(PyroModule):
         now, curvature = misfit(u), torch.empty(0)
         for _ in range(steps):
             jacobian = vmap(jacfwd(self.view))(u)  # [N, S S, d + P]
-            curvature = jacobian.mT @ jacobian / variance + torch.maximum(precision, least).diag()
-            pull = (jacobian.mT @ (x - self.view(u))[..., None])[..., 0] / variance - precision * u
+            curvature = jacobian.mT @ jacobian / variance[:, None, None] + torch.maximum(precision, least).diag()
+            pull = (jacobian.mT @ (x - self.view(u))[..., None])[..., 0] / variance[:, None] - precision * u
             ahead = u + torch.linalg.solve(curvature, pull)
             after = misfit(ahead)
             u, now = torch.where((after < now)[:, None], ahead, u), torch.minimum(after, now)
@@ -156,13 +156,13 @@ class Decoder(PyroModule):
     def modes(self, x: Tensor, variance: Tensor | None = None) -> tuple[MultivariateNormal, Tensor]:
         """Normal approximations `[N, K]` of the posterior around modes of images `[N, S S]`, and log shares of them.
 
-        The variance of the noise is what the modes leave of the images, if it is not given.
+        The variance of the noise is what the modes leave of each image, if it is not given.
         """
         begin = self.begin(x)
         shape, each, u = begin.shape[:2], x.repeat_interleave(begin.shape[1], 0), begin.flatten(0, 1)
         for _ in range(1 if variance is not None else 2):
-            left = (each - self.view(u)).square().mean(-1).view(shape).amin(1).mean()
-            u, curvature, twice = self.refine(each, u, left if variance is None else variance, STEPS)
+            left = (each - self.view(u)).square().mean(-1).view(shape).amin(1, keepdim=True).expand(shape).flatten()
+            u, curvature, twice = self.refine(each, u, left if variance is None else variance.expand_as(left), STEPS)
         found = MultivariateNormal(u, precision_matrix=curvature)
         shares = 0.5 * twice + found.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         wide = math.sqrt(WIDER) * found.scale_tril.unflatten(0, shape)
@@ -181,7 +181,7 @@ class Decoder(PyroModule):
             if self.step % AGAIN == 0:
                 self.known = self.centred(x, variance)
             self.step += 1
-            self.known, curvature, _ = self.refine(x, self.known, variance, 1)
+            self.known, curvature, _ = self.refine(x, self.known, variance.expand(len(x)), 1)
             guide = MultivariateNormal(self.known, precision_matrix=curvature)
             u = guide.sample(torch.Size([LEARNING]))
             log_guide = guide.log_prob(u)

@@ -42,6 +42,7 @@ def run(tmp_path_factory):
     data = ENTRY.data("rotation-translation", size=120, test=20)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ENTRY, "STEPS", 100)
+        patch.setattr(ENTRY, "BEGINNINGS", 1)
         return select(data, "posed_network", ["rotation-translation"], jobs=1, out=folder), folder
 
 
