@@ -134,7 +134,7 @@ def data(entry: ModuleType) -> Dataset:
 def made(entry: ModuleType, data: Dataset, **options: float) -> list[Hypothesis]:
     """Hypotheses with their parameters learned a little: nothing here is about how well."""
     with pytest.MonkeyPatch.context() as patch:
-        if hasattr(entry, "STEPS"):
+        if isinstance(getattr(entry, "STEPS", None), int):
             patch.setattr(entry, "STEPS", 20)
         return [h.given(h.learn(data, 0)) if h.learn else h for h in entry.hypotheses(data, **options)]
 
