@@ -6,7 +6,8 @@
   decoder drew at known ranges and of MNIST threes turned by up to 45 degrees; with soft edges, and hard ones for
   comparison
 
-32 poses are to cost no more than twice a plain normal, and SVI to be as near to quadrature and chains as `near` says.
+32 poses are to cost no more than 1.3 times a plain normal where 1,000 images are decoded (with 200, what enumeration
+takes in Python shows), and SVI to be as near to quadrature and chains as `near` says.
 """
 
 import math
@@ -42,7 +43,7 @@ from pyro_invariance.sites import Marginalised
 from pyro_invariance.zoo import Hypothesis
 
 ODD = 31  # angles at most: without a Nyquist coefficient every array may be turned
-MOST, NEAR, SHARE = 2.0, 0.5, 0.3  # times the cost of a plain normal; degrees; standard deviations
+MOST, NEAR, SHARE = 1.3, 0.5, 0.3  # times the cost of a plain normal; degrees; standard deviations
 Z = 4.0  # Monte Carlo errors that means may differ by as well
 CODE, HIDDEN = 6, 48  # numbers of a code; units of a network
 SCANNED, SIDES = 200, 8.0  # values of the range that are tried; standard deviations around the best
@@ -102,7 +103,7 @@ def explicit(template: Tensor, sigma: float, pose: Tensor) -> TorchDistribution:
 
 
 @float64()
-def costs(images: int = 200) -> list[dict[str, Any]]:
+def costs(images: int = 1000) -> list[dict[str, Any]]:
     """Time of value and gradient of the ELBO, with and without a pose; templates that are turned are timed last."""
     with pyro.settings.context(module_local_params=True):
         x, unit, polar = polar_arrays(zoo.load("latent_pose").data("SO2", size=images, test=0).x, ODD)
@@ -215,7 +216,7 @@ def main() -> int:
     torch.set_num_threads(1)
     print(table([machine()]) + "\n")
     cost = costs()
-    print(table(cost) + "\n", flush=True)
+    print(f"{table(cost)}\n\nwith 200 images\n\n{table(costs(200))}\n", flush=True)
     rows, status = [], 0 if cost[1]["of none"] <= MOST else 1
     for case in ("2", "45", "120", "threes"):
         for density in (SoftUniform, MovingUniform)[: 2 if case in ("45", "threes") else 1]:

@@ -23,12 +23,17 @@ Shape = torch.Size | list[int] | tuple[int, ...]
 
 
 def _cross(x: Tensor, template: Tensor) -> Tensor:
-    """Cross spectrum `[*B, 2 F]` of images and templates `[*B, R, A]`: real and imaginary parts, as `_waves` counts."""
+    """Cross spectrum `[*B, 2 F]` of images and templates `[*B, R, A]`: real and imaginary parts, as `_waves` counts.
+
+    As products with the few waves of a ring: with its gradient that is twice as fast as transforms so short.
+    """
     angles = x.shape[-1]
-    cross = (torch.fft.rfft(x) * torch.fft.rfft(template).conj()).sum(-2)
-    f = torch.arange(cross.shape[-1]).to(x)
+    waves = _waves(torch.arange(angles).to(x) * (2 * math.pi / angles), angles)
+    (real, imaginary), (of_template, against) = ((t @ waves).chunk(2, -1) for t in (x, template))
+    f = torch.arange(real.shape[-1]).to(x)
     counted = torch.where((f == 0) | (2 * f == angles), 1.0, 2.0).to(x) / angles
-    return torch.cat([cross.real * counted, -cross.imag * counted], -1)
+    cosines = (real * of_template + imaginary * against).sum(-2) * counted
+    return torch.cat([cosines, (imaginary * of_template - real * against).sum(-2) * counted], -1)
 
 
 def _waves(pose: Tensor, angles: int) -> Tensor:
