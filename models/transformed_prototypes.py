@@ -8,7 +8,7 @@ Generative process, for images as polar arrays :math:`x_n \in R^D` [frey2003tran
     noise    ~ LogNormal(log 0.01, 2)             variance above a floor of 2.5e-3, mean square of x = 1
     rotation ~ Uniform(0, pi)                     half-width of the range of poses, of the hypothesis of that name
     k_n      ~ Categorical(shares)                prototype, of 10: summed out
-    theta_n  ~ SoftUniform(-rotation, rotation)   pose: summed over 256 nodes of the circle
+    theta_n  ~ SoftUniform(-rotation, rotation)   pose: summed over 1,024 nodes of the circle
     x_n      ~ Normal(T_theta_n m_k_n, sqrt(noise))
 
 The prototypes `m` and their shares are learned from half of the images, beginning at ten of them; the evidence is of
@@ -78,6 +78,7 @@ CARD = Card(
     limitations=(
         "ten prototypes, whatever there is to see",
         "turns only",
+        "noise is 5 % of the images' rms at least, or their poses would lie between the nodes",
         "the range is that of poses about the mean of their prototype",
         "over all classes of a data set the range is not known, nor whether there is one: a prototype that is turned "
         "stands for things of other classes",

@@ -19,10 +19,12 @@ from pyro_invariance.representations import Torus
 
 PERIODS = {"rotation": 2 * math.pi, "rows": 2.0, "columns": 2.0}  # axes of a pose: radians, grid units
 TURNS, QUARTERS = 64, 4  # that the largest correlation is sought on; a mode is sought from the best of each quarter
-ROUNDS, STEPS = 10, 6  # of aligning images with their mean; of Gauss and Newton
-HIDDEN, SMALL = 32, 0.1  # units of the network; how far from linear it begins
+ROUNDS, STEPS = 10, 4  # of aligning images with their mean; of Gauss and Newton
+FAR = 10.0  # times the noise, with which the way to a mode has fewer others beside it
+HIDDEN = 32  # units of the network
 LEARNING, DRAWS = 2, 64  # draws for an image, while a decoder learns and then
-AGAIN = 50  # steps of learning after which poses are sought anew
+SHARED = 0.25  # of the draws are shared by all modes alike: the range of poses may allow a lesser one only
+REFINED, AGAIN = 3, 51  # steps of learning after which modes are refined, and are sought anew
 WIDER = 2.0  # covariance of the draws over that of the normal approximation, whose tails are too thin
 KNOWN = 12  # a period over the largest standard deviation of a pose in the guide, so that it does not go around
 ACROSS = 100.0  # periods of the torus that an image shifts its draws by: those that look alike have others
@@ -83,16 +85,23 @@ class Decoder(PyroModule):
         Numbers of a code, d.
     axes : sequence of str
         Of the pose, of `rotation`, `rows` and `columns`.
+    share : tuple of float
+        Part of the square that images take, in rows and columns: shifts are in units of the image, [-1, 1].
     seed : int
         Of the draws that the evidence takes.
     """
 
-    def __init__(self, x: Tensor, code: int, axes: Sequence[str] = (), *, seed: int = 0) -> None:
+    def __init__(
+        self, x: Tensor, code: int, axes: Sequence[str] = (), *, share: tuple[float, float] = (1.0, 1.0), seed: int = 0
+    ) -> None:
         super().__init__()
         self.code, self.axes, self.side, size = code, tuple(axes), x.shape[-1], x[0].numel()
-        self.step, self.known = 0, torch.empty(0)
+        self.step, self.known, self.seen = 0, torch.empty(0), torch.empty(0)
+        self.unit = dict(zip(PERIODS, (1.0, *share), strict=True))
+        self.guide: MultivariateNormal | None = None
         self.kept: tuple[Tensor, Looked] | None = None
         self.register_buffer("centre", torch.zeros(len(axes)).to(x))  # pose of what the network takes to be upright
+        self.register_buffer("variance", torch.ones(()).to(x))  # of the noise, that the guide takes it to have
         self.register_buffer("seed", torch.tensor(seed))
         self.linear = nn.Linear(code, size)
         self.bend = nn.Sequential(nn.Linear(code, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, size, bias=False))
@@ -102,12 +111,12 @@ class Decoder(PyroModule):
         with torch.no_grad():
             self.linear.bias.copy_(upright.mean(0))
             self.linear.weight.copy_(nn.functional.pad(scaled, (0, 0, 0, code - len(scaled))).T)
-            self.bend[-1].weight.mul_(SMALL)  # type: ignore[operator]
+        self.to(x)
 
     @property
     def periods(self) -> Tensor:
         """Of the axes of the pose, `[P]`."""
-        return torch.tensor([PERIODS[name] for name in self.axes]).to(self.linear.bias)
+        return torch.tensor([PERIODS[name] / self.unit[name] for name in self.axes]).to(self.linear.bias)
 
     def decode(self, z: Tensor) -> Tensor:
         """Upright images `[*B, S, S]` of codes `[*B, d]`."""
@@ -115,26 +124,33 @@ class Decoder(PyroModule):
 
     def view(self, u: Tensor) -> Tensor:
         """Images `[*B, S S]` of codes and poses `[*B, d + P]`."""
-        upright, pose = self.decode(u[..., : self.code]), u[..., self.code :].unbind(-1)
-        return Torus().move(upright, **dict(zip(self.axes, pose, strict=True))).flatten(-2)
+        pose = {name: u[..., self.code + i] * self.unit[name] for i, name in enumerate(self.axes)}
+        return Torus().move(self.decode(u[..., : self.code]), **pose).flatten(-2)
 
     @torch.no_grad()
     def rescale(self, unit: Tensor) -> None:
         """Multiply its images by a number."""
         for parameter in (self.linear.weight, self.linear.bias, *self.bend[-1].parameters()):
             parameter.mul_(unit)
+        self.variance.mul_(unit.square())
+
+    def train(self, mode: bool = True) -> "Decoder":
+        """As of any module; draws are kept until then."""
+        self.kept = None
+        return super().train(mode)
 
     def begin(self, x: Tensor) -> Tensor:
         """Where a mode is sought from, `[N, K, d + P]`: the pose of largest correlation, no code."""
         poses = peaks(x.unflatten(-1, (self.side, self.side)), self.decode(torch.zeros(self.code).to(x)), self.axes)
-        return torch.cat([torch.zeros(*poses.shape[:2], self.code).to(x), poses], -1)
+        unit = torch.tensor([self.unit[name] for name in self.axes]).to(x)
+        return torch.cat([torch.zeros(*poses.shape[:2], self.code).to(x), poses / unit], -1)
 
     def refine(self, x: Tensor, u: Tensor, variance: Tensor, steps: int) -> tuple[Tensor, Tensor, Tensor]:
-        r"""Steps of Gauss and Newton towards the mode of codes and poses; curvature and twice the log density near it.
+        r"""Steps of Gauss and Newton towards the mode of codes and poses; curvature before the last, and twice log p.
 
         .. math:: (\Lambda + J^T J / \sigma^2)\, \Delta u = J^T (x - f(u)) / \sigma^2 - \Lambda u, \quad J = f'(u)
 
-        A step that does not come nearer is not taken.  Images `[N, S S]`, codes and poses `[N, d + P]`, variance `[N]`.
+        A step that does not come nearer is not taken.  Images `[N, S S]`, codes and poses `[N, d + P]`.
         """
         precision = torch.cat([torch.ones(self.code).to(x), torch.zeros(len(self.axes)).to(x)])
         least = torch.cat([torch.zeros(self.code).to(x), (KNOWN / self.periods).square()])
@@ -145,24 +161,20 @@ class Decoder(PyroModule):
         now, curvature = misfit(u), torch.empty(0)
         for _ in range(steps):
             jacobian = vmap(jacfwd(self.view))(u)  # [N, S S, d + P]
-            curvature = jacobian.mT @ jacobian / variance[:, None, None] + torch.maximum(precision, least).diag()
-            pull = (jacobian.mT @ (x - self.view(u))[..., None])[..., 0] / variance[:, None] - precision * u
+            curvature = jacobian.mT @ jacobian / variance + torch.maximum(precision, least).diag()
+            pull = (jacobian.mT @ (x - self.view(u))[..., None])[..., 0] / variance - precision * u
             ahead = u + torch.linalg.solve(curvature, pull)
             after = misfit(ahead)
             u, now = torch.where((after < now)[:, None], ahead, u), torch.minimum(after, now)
         return u, curvature, -now
 
     @torch.no_grad()
-    def modes(self, x: Tensor, variance: Tensor | None = None) -> tuple[MultivariateNormal, Tensor]:
-        """Normal approximations `[N, K]` of the posterior around modes of images `[N, S S]`, and log shares of them.
-
-        The variance of the noise is what the modes leave of each image, if it is not given.
-        """
+    def modes(self, x: Tensor) -> tuple[MultivariateNormal, Tensor]:
+        """Normal approximations `[N, K]` of the posterior around modes of images `[N, S S]`, and log shares of them."""
         begin = self.begin(x)
         shape, each, u = begin.shape[:2], x.repeat_interleave(begin.shape[1], 0), begin.flatten(0, 1)
-        for _ in range(1 if variance is not None else 2):
-            left = (each - self.view(u)).square().mean(-1).view(shape).amin(1, keepdim=True).expand(shape).flatten()
-            u, curvature, twice = self.refine(each, u, left if variance is None else variance.expand_as(left), STEPS)
+        u, _, _ = self.refine(each, u, FAR * self.variance, STEPS)
+        u, curvature, twice = self.refine(each, u, self.variance, STEPS)
         found = MultivariateNormal(u, precision_matrix=curvature)
         shares = 0.5 * twice + found.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         wide = math.sqrt(WIDER) * found.scale_tril.unflatten(0, shape)
@@ -171,37 +183,39 @@ class Decoder(PyroModule):
     def look(self, x: Tensor, variance: Tensor) -> Looked:
         """Draws of the guide for images `[N, S S]`, and their log ratios of the prior of the code to the guide."""
         if self.training:
-            return self._learning(x, variance.detach())
+            self.variance = variance.detach()
+            return self._learning(x)
         if self.kept is None or not torch.equal(self.kept[0], x):
             self.kept = x, self._draws(x)
         return self.kept[1]
 
-    def _learning(self, x: Tensor, variance: Tensor) -> Looked:
+    def _learning(self, x: Tensor) -> Looked:
         with torch.no_grad():
-            if self.step % AGAIN == 0:
-                self.known = self.centred(x, variance)
+            if self.step % AGAIN == 0 or x is not self.seen:
+                self.known, self.guide, self.seen = self.centred(x), None, x
+            if self.step % REFINED == 0 or self.guide is None:
+                self.known, curvature, _ = self.refine(x, self.known, self.variance, 1)
+                self.guide = MultivariateNormal(self.known, precision_matrix=curvature)
             self.step += 1
-            self.known, curvature, _ = self.refine(x, self.known, variance.expand(len(x)), 1)
-            guide = MultivariateNormal(self.known, precision_matrix=curvature)
-            u = guide.sample(torch.Size([LEARNING]))
-            log_guide = guide.log_prob(u)
+            u = self.guide.sample(torch.Size([LEARNING]))
+            log_guide = self.guide.log_prob(u)
         return self._looked(x, u, log_guide)
 
     @torch.no_grad()
     def _draws(self, x: Tensor) -> Looked:
         """From each mode as many as its share, at scrambled Sobol points, shifted by what each image says at random.
 
-        So the errors of two images are independent, and the product of their densities is unbiased as well
-        [cranley1976randomization, owen2000safe].
+        So the errors of images that differ all but cancel [cranley1976randomization, owen2000safe].
         """
         guide, shares = self.modes(x)
         seed, eps, size = int(self.seed), torch.finfo(x.dtype).eps, self.code + len(self.axes)
         ladder = ((torch.arange(DRAWS).to(x) + 0.5) / DRAWS).expand(len(x), -1).contiguous()
-        chosen = torch.searchsorted(shares.exp().cumsum(1), ladder).clamp_max(shares.shape[1] - 1)  # [N, S]
-        counts = nn.functional.one_hot(chosen, shares.shape[1]).sum(1)
+        several = shares.shape[1]
+        upto = ((1 - SHARED) * shares.exp() + SHARED / several).cumsum(1)
+        chosen = torch.searchsorted(upto, ladder).clamp_max(several - 1)  # [N, S]
+        counts = nn.functional.one_hot(chosen, several).sum(1)
         points = SobolEngine(size, scramble=True, seed=seed).draw(DRAWS, dtype=x.dtype).to(x)
         generator = torch.Generator().manual_seed(seed)
-        points = points[torch.randperm(DRAWS, generator=generator)]  # neighbours belong to one mode
         across = torch.randn(x.shape[1], size, generator=generator, dtype=x.dtype).to(x)
         shift = ACROSS * nn.functional.normalize(x) @ across  # [N, d + P]
         normal = Normal(0.0, 1.0).icdf(((points + shift[:, None]) % 1).clamp(eps, 1 - eps))  # [N, S, d + P]
@@ -219,9 +233,9 @@ class Decoder(PyroModule):
         return (x - self.view(u)).square().sum(-1), u[..., self.code :] - self.centre, log_prior - log_guide
 
     @torch.no_grad()
-    def centred(self, x: Tensor, variance: Tensor | None = None) -> Tensor:
+    def centred(self, x: Tensor) -> Tensor:
         """Codes and poses `[N, d + P]` of images `[N, S S]`; their mean pose is taken for upright, by convention."""
-        guide, shares = self.modes(x, variance)
+        guide, shares = self.modes(x)
         best = shares.argmax(1)
         found = guide.loc[torch.arange(len(x)).to(best), best]
         angle = found[:, self.code :] * (2 * math.pi / self.periods)
@@ -277,7 +291,7 @@ class PosedDecoded(TorchDistribution):
         """Posterior mean `[N]` of an axis of the pose, around its period, and mean resultant length `[N]`."""
         log_weights, poses = self.log_weights(value)
         index = self.decoder.axes.index(axis)
-        unit = 2 * math.pi / PERIODS[axis]
+        unit = 2 * math.pi / self.decoder.periods[index]
         angle = poses[..., index] * unit
         mean = (torch.polar(torch.ones_like(angle), angle) * log_weights.softmax(0)).sum(0)
         return mean.angle() / unit, mean.abs()

@@ -29,7 +29,7 @@ from pyro_invariance.profiles import walk
 from pyro_invariance.typing import BadInput
 from pyro_invariance.zoo import Extent, Hypothesis
 
-FEW, SCOUTS = 100, 200  # items for which evaluating is cheap; draws of the prior that are evaluated then
+FEW, SCOUTS = 100, 1000  # items for which evaluating is cheap; draws of the prior that are evaluated then
 RIVAL = 20.0  # nats: more than the priors of two modes differ by, so that a worse mode may have the best likelihood
 ROUNDS, TIGHT = 4, 0.5  # of SVI, at most; nats
 STEPS, PARTICLES, DRAWS = 10, 2, 32  # of SVI, and fresh ones for the evidence

@@ -24,8 +24,9 @@ from pyro_invariance.zoo import Extent, Hypothesis, Kind
 NODES = {"learned": 256, "evidence": 1024}  # of a turn that is summed out
 FLOOR = 2.5e-3  # of the noise then: with less of it poses lie between the nodes, and densities are off by 0.1 nats
 SHIFTS = ("rows", "columns")
-RANGES = {"rotation": ("rotation",), "translation": SHIFTS, "rotation-translation": ("rotation", *SHIFTS)}  # learned
-AXES = {"null": (), "trivial": (), "SO2": ("rotation",)} | RANGES  # of the pose
+ALL = ("rotation", *SHIFTS)
+RANGES = {"rotation": ("rotation",), "translation": SHIFTS, "rotation-translation": ALL, "SO2-translation": SHIFTS}
+AXES = RANGES | {"null": (), "trivial": (), "SO2": ("rotation",), "SO2-translation": ALL}  # of the pose, not all ranged
 FARTHEST = {"rotation": math.pi, "rows": 0.5, "columns": 0.5}
 NARROW = {"rotation": math.radians(10), "rows": 0.05, "columns": 0.05}  # where ranges begin
 WIDE = {"rotation": math.radians(150), "rows": 0.4, "columns": 0.4}
@@ -63,7 +64,7 @@ def hypotheses(
 ) -> list[Hypothesis]:
     """Null, trivial, rotation within a range and SO2; functions of an entry take which of them as their `kind`.
 
-    Arrays that can be shifted, a base other than polar ones, have translation and rotation-translation as well.
+    Arrays that can be shifted, a base other than polar ones, have translation and turns with it as well.
 
     Raises
     ------
@@ -87,7 +88,7 @@ def hypotheses(
             prepare=partial(prepare, name),
             starts=tuple({"noise": noise} | start for start in starts),
             contains=frozenset(contains),
-            saturated=frozenset({"SO2", *contains} if "rotation" in ranges else ()),
+            saturated=frozenset({"SO2", "rotation"} if name == "rotation" else ()),
             extents={axis: extents[axis] for axis in ranges},
             log_density=partial(log_density, kind=name),
             moved=partial(moved_by_name, name=name),
@@ -100,6 +101,7 @@ def hypotheses(
     shifted = [
         make("translation", "augmentation", "translation"),
         make("rotation-translation", "augmentation", "rotation", "translation"),
+        make("SO2-translation", "augmentation", "SO2", "rotation", "translation"),
     ]
     return [
         make("null", "null"),

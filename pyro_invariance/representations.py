@@ -173,13 +173,26 @@ class Torus:
     most: int = 15  # 3 x 5: transforms of a prime length are slow
 
     def __call__(self, images: Images) -> Tensor:
-        """Grey images `[..., C, H, W]` without their ground, pooled and filled up to an odd square, `[..., S, S]`."""
+        """Grey images `[..., C, H, W]` without their ground, pooled and filled up to an odd square, `[..., S, S]`.
+
+        The middle of the image, which turns are about, is that of the square.
+        """
         grey = (images - ground(images)).mean(-3, keepdim=True)
-        pool = math.ceil(max(grey.shape[-2:]) / (self.most + 1))
-        pooled = Pixels(pool)(grey)[..., 0, :, :]
+        pool, (height, width) = self._pool(grey.shape), grey.shape[-2:]
+        pooled = Pixels(pool)(F.pad(grey, [0, -width % pool, 0, -height % pool]))[..., 0, :, :]
         side = max(pooled.shape[-2:]) // 2 * 2 + 1
-        down, right = (side - n for n in pooled.shape[-2:])
-        return F.pad(pooled, [right // 2, right - right // 2, down // 2, down - down // 2])
+        filled = F.pad(pooled, [0, side - pooled.shape[-1], 0, side - pooled.shape[-2]])
+        down, right = (torch.tensor(1 - n / pool / side).to(filled) for n in (height, width))
+        return self.move(filled, None, down, right)
+
+    def share(self, images: Images) -> tuple[float, float]:
+        """What part of the square an image `[..., C, H, W]` takes, in rows and columns."""
+        pool, sides = self._pool(images.shape), images.shape[-2:]
+        side = math.ceil(max(sides) / pool) // 2 * 2 + 1
+        return sides[0] / pool / side, sides[1] / pool / side
+
+    def _pool(self, shape: torch.Size) -> int:
+        return math.ceil(max(shape[-2:]) / (self.most + 1))
 
     def move(
         self, x: Tensor, rotation: Tensor | None = None, rows: Tensor | None = None, columns: Tensor | None = None

@@ -22,6 +22,7 @@ TRUTH = {
     "SO2": {"rotation", "SO2"},
     "translation": {"translation"},
     "rotation-translation": {"rotation", "translation"},
+    "SO2-translation": {"rotation", "SO2", "translation"},
 }
 
 
@@ -32,7 +33,7 @@ def test_planted_poses_are_selected(planted, seed):
     run = select(ENTRY.data(planted, seed), "posed_network", seed=seed)
     assert {name for name, v in run.verdicts.items() if v.verdict == "supported"} == TRUTH[planted]
     for axis, extent in ENTRY.PLANTED[planted].items():
-        if planted != "SO2":
+        if extent < np.pi:
             assert run.best.extents[axis].mean == pytest.approx(extent, rel=0.2)
 
 

@@ -53,6 +53,23 @@ def test_images_of_any_size_are_odd_squares(height, width, side, float64):
     images = 3 + torch.nn.functional.pad(torch.ones(2, 3, height - 2, width - 2), [1] * 4)
     x = TORUS(images)
     assert x.shape == (2, side, side)
-    assert float(x.min()) == 0.0
     if max(height, width) <= 16:
         assert float(x[0].sum()) == pytest.approx((height - 2) * (width - 2))
+
+
+@pytest.mark.parametrize("side", [8, 9, 14, 15, 16, 17, 28, 30, 31])
+def test_the_middle_of_an_image_is_what_turns_are_about(side, float64):
+    image = drawn(side=side)
+    x, turned = TORUS(image[None]), TORUS(image.rot90(1, (-2, -1))[None])
+    torch.testing.assert_close(TORUS.move(x, torch.tensor(math.pi / 2)), turned, rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 12), (14, 14), (28, 20)])
+def test_shares_say_how_far_an_image_reaches(height, width, float64):
+    """A shift by part of the image is by that part of its share of the square."""
+    image = torch.zeros(height, width)
+    image[4:12, 2:10] = drawn(side=8)
+    down, right = TORUS.share(image[None])
+    x, rolled = TORUS(image[None]), TORUS(image.roll((2, -2), (-2, -1))[None])
+    found = TORUS.move(x, None, torch.tensor(4 / height * down), torch.tensor(-4 / width * right))
+    torch.testing.assert_close(found, rolled, rtol=0, atol=0.02)
