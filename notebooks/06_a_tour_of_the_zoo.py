@@ -144,6 +144,17 @@ for draw in list(prototypes.PICTURES)[:2]:
     draw(mixed)
 
 # %% [markdown]
+# A thing that bends is no linear decoder's: `posed_network` has a small network in its place, and shifts beside turns.
+# What is integrated out then has no closed form; a guide that turns an image back before it seeks its code
+# [bepler2019explicitly] serves as the proposal of an importance estimate, which is a bound on the density of the image
+# itself.
+
+# %%
+network = zoo.load("posed_network")
+bent = tour("posed_network", "rotation-translation", 240, ["rotation-translation"])
+_ = network.upright(bent)
+
+# %% [markdown]
 # ## What is not there must not be found
 #
 # A tool that always finds a symmetry is no evidence for any. Every entry has a data set in which none was planted.

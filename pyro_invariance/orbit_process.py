@@ -125,8 +125,8 @@ def moved_by_name(images: Tensor, extents: Mapping[str, float], *, name: str) ->
             )
             for s in (-1, 1)
         }
-    quarters, any_turn = dict.fromkeys(("C4", "D4"), (90, 180)), dict.fromkeys(("SO2", "O2", "SO2-translation"), (60, 150))
-    turns = (quarters | any_turn).get(name, ())
+    angles = {(90, 180): ("C4", "D4"), (60, 150): ("SO2", "O2", "SO2-translation")}
+    turns = next((of for of, names in angles.items() if name in names), ())
     shown = {f"{d} degrees": turned(d) for d in turns}
     return shown | ({"left and right exchanged": Pixels().mirror(images)} if name in ("mirror", "D4", "O2") else {})
 
