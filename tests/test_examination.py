@@ -90,3 +90,11 @@ def test_the_orbit_process_passes():
     checks = [c for c in examine("orbit_gp") if isinstance(c, Check)]
     assert [c for c in checks if not c.passed] == []
     assert len(checks) >= 8
+
+
+def test_functions_of_learned_features_are_asked_with_what_was_learned(monkeypatch):
+    network = zoo.load("molecule_network")
+    monkeypatch.setattr(network, "STEPS", 5)
+    data = network.data("E3", 0, size=40, test=10).halved(0)
+    named = {h.name: h for h in network.hypotheses(data)}
+    assert _invariance(named["E3"], named["trivial"], data, 0).passed
