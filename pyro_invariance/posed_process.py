@@ -88,7 +88,7 @@ def hypotheses(
             prepare=partial(prepare, name),
             starts=tuple({"noise": noise} | start for start in starts),
             contains=frozenset(contains),
-            saturated=frozenset({"SO2", "rotation"} if name == "rotation" else ()),
+            saturated=frozenset({"SO2", *contains} if "rotation" in ranges else ()),
             extents={axis: extents[axis] for axis in ranges},
             log_density=partial(log_density, kind=name),
             moved=partial(moved_by_name, name=name),

@@ -110,7 +110,7 @@ def _lacks(f: Fit, symmetry: str) -> bool:
     On neither side are a range that may have reached the whole group, and a composition whose ranges went to zero: what
     is left of it is another hypothesis of the base.
     """
-    may_have = symmetry in f.claims and bool(f.extents) and all(r.saturated for r in f.extents.values())
+    may_have = symmetry in f.claims and any(r.saturated for r in f.extents.values())
     closed = f.kind == "composition" and bool(f.claims) and not f.contains
     return symmetry not in f.contains and not may_have and not closed
 

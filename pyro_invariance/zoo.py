@@ -69,7 +69,7 @@ class Hypothesis:
     contains : frozenset of str
         Elementary symmetries that the hypothesis holds.
     saturated : frozenset of str
-        Those it holds as well when every extent reaches the whole group.
+        Those it holds as well when every extent that ends in a whole group reaches it.
     extents : mapping of str to Extent
         Sites that are learned ranges.
     predict : callable, optional

@@ -308,6 +308,15 @@ def test_two_ranges_are_gone_or_whole_together():
         assert fitting._contains(hypothesis, {"a": a, "b": b}) == held
 
 
+def test_a_range_that_ends_in_no_group_does_not_keep_another_from_being_whole():
+    """Any turn, and shifts within a range."""
+    shift = Extent("rows", "grid", upper=0.5, reach=0.48, whole=False, resolution=0.02)
+    hypothesis, some = ranged(rotation=WHOLE, rows=shift), fitting._range(posterior(0.2, 0.3), shift)
+    for turn, held in (((1.0, 2.0), {"rotation"}), ((2.4, 3.0), TURNS)):
+        found = {"rotation": fitting._range(posterior(*turn), WHOLE), "rows": some}
+        assert fitting._contains(hypothesis, found) == held
+
+
 @pytest.mark.parametrize(("saturated", "verdict"), [(True, "supported"), (False, "undecided")])
 def test_range_that_may_be_whole_is_on_neither_side(saturated, verdict):
     ends = Range(2.9, 0.2, 2.3, 3.1, "rad", saturated=saturated, zero=False)
