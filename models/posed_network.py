@@ -88,6 +88,7 @@ CARD = Card(
         "a torus: things have to keep off the sides",
         "importance: the draws of the guide alone move the evidence of 300 images by some nats",
         "ranges have soft edges: they end at half maximum",
+        "with any turn, a range of shifts is wider by how far from the turning point a thing was learned",
         "of several classes in one data set the range is not known: one class turns into another",
         "never certified: a decoder may have been learned better than another",
     ),

@@ -33,7 +33,7 @@ def test_planted_poses_are_selected(planted, seed):
     run = select(ENTRY.data(planted, seed), "posed_network", seed=seed)
     assert {name for name, v in run.verdicts.items() if v.verdict == "supported"} == TRUTH[planted]
     for axis, extent in ENTRY.PLANTED[planted].items():
-        if extent < np.pi:
+        if "SO2" not in TRUTH[planted]:  # nor is a shift known, but with the distance from the turning point
             assert run.best.extents[axis].mean == pytest.approx(extent, rel=0.2)
 
 
