@@ -42,7 +42,7 @@ from pyro_invariance.blobs import draw, within
 from pyro_invariance.canonical import DRAWS, PERIODS, QUARTERS, Decoder, PosedDecoded
 from pyro_invariance.datasets import Dataset, from_arrays
 from pyro_invariance.densities import SoftUniform
-from pyro_invariance.posed_process import AXES, FARTHEST, RANGES, WIDE
+from pyro_invariance.posed_process import AXES, FARTHEST, RANGES, WIDE, best_posed
 from pyro_invariance.representations import Torus
 from pyro_invariance.trained import train
 from pyro_invariance.typing import BadInput, Images, nearest
@@ -234,24 +234,13 @@ def data(planted: str = "rotation", seed: int = 0, size: int = 600, test: int = 
     return from_arrays(f"posed_network-{planted}", images[:size], values[:size], images[size:], values[size:])
 
 
-def _posed(selection: "Selection") -> tuple[PosedDecoded, Tensor, str] | None:
-    """The best hypothesis with a pose at its mean, and images as it sees them."""
-    found = next((f for f in selection.fits if AXES[f.name]), None)
-    if found is None:
-        return None
-    chosen = next(h for h in selection.hypotheses if h.label == found.label).given(found.learned)
-    x, decoder, unit = chosen.prepare(selection.data)
-    sites = {name: values.mean() for name, values in found.draws.items()}
-    return given(decoder, unit, found.name, sites, len(x)), x, found.label
-
-
 def upright(selection: "Selection", axes: "Axes | None" = None) -> "Axes":
     """Above images as they are, below moved back by the pose that the best hypothesis with a pose expects."""
     from matplotlib import pyplot as plt
 
     axes = plt.subplots(figsize=(7, 2.4), layout="constrained")[1] if axes is None else axes
     axes.set(xticks=[], yticks=[])
-    if (known := _posed(selection)) is None:
+    if (known := best_posed(selection, given)) is None:
         axes.set_title("No hypothesis with a pose was fitted")
         return axes
     posed, x, label = known
@@ -266,7 +255,7 @@ def upright(selection: "Selection", axes: "Axes | None" = None) -> "Axes":
 
 def poses(selection: "Selection") -> tuple[Tensor, Tensor, str] | None:
     """Mean angle of each image `[N]`, radians, its mean resultant length, and the hypothesis that says so."""
-    known = _posed(selection)
+    known = best_posed(selection, given)
     if known is None or "rotation" not in known[0].decoder.axes:
         return None
     posed, x, label = known

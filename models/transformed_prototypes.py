@@ -43,7 +43,7 @@ from pyro_invariance import posed_process
 from pyro_invariance.blobs import PLANTED, angles, draw
 from pyro_invariance.datasets import Dataset, from_arrays
 from pyro_invariance.posed import turned
-from pyro_invariance.posed_process import FLOOR, NODES, polar_arrays
+from pyro_invariance.posed_process import FLOOR, NODES, best_posed, polar_arrays
 from pyro_invariance.prototypes import PosedPrototypes
 from pyro_invariance.representations import Pixels, Polar
 from pyro_invariance.trained import train
@@ -220,20 +220,9 @@ def data(planted: str = "rotation", seed: int = 0, size: int = 600, test: int = 
     return from_arrays(name, images[:size], values[:size], images[size:], values[size:])
 
 
-def _posed(selection: "Selection") -> tuple[PosedPrototypes, Tensor, str] | None:
-    """The best hypothesis with a pose at the mean of its sites, and images as it sees them."""
-    found = next((f for f in selection.fits if f.name in ("rotation", "SO2")), None)
-    if found is None:
-        return None
-    chosen = next(h for h in selection.hypotheses if h.label == found.label).given(found.learned)
-    x, prototypes, unit = chosen.prepare(selection.data)
-    sites = {name: values.mean() for name, values in found.draws.items()}
-    return given(prototypes, unit, found.name, sites, len(x)), x, found.label
-
-
 def poses(selection: "Selection") -> tuple[Tensor, Tensor, str] | None:
     """Mean pose of each image `[N]`, radians, its mean resultant length, and the hypothesis that says so."""
-    if (known := _posed(selection)) is None:
+    if (known := best_posed(selection, given)) is None:
         return None
     mixture, x, label = known
     mean = mixture.posterior(x).sum(1).to(mixture.phase) @ mixture.phase
@@ -253,7 +242,7 @@ def _axes(axes: "Axes | None", known: object) -> "Axes":
 
 def prototypes(selection: "Selection", axes: "Axes | None" = None) -> "Axes":
     """Prototypes on the disk, the most frequent one first, with their shares."""
-    axes = _axes(axes, known := _posed(selection))
+    axes = _axes(axes, known := best_posed(selection, given))
     if known is None:
         return axes
     mixture, _, label = known
@@ -270,7 +259,7 @@ def prototypes(selection: "Selection", axes: "Axes | None" = None) -> "Axes":
 
 def upright(selection: "Selection", axes: "Axes | None" = None) -> "Axes":
     """Above images as they are, by their prototype; below turned back by the mean of the pose given that prototype."""
-    axes = _axes(axes, known := _posed(selection))
+    axes = _axes(axes, known := best_posed(selection, given))
     if known is None:
         return axes
     mixture, x, label = known
@@ -287,7 +276,7 @@ def upright(selection: "Selection", axes: "Axes | None" = None) -> "Axes":
 
 def posterior(selection: "Selection", axes: "Axes | None" = None) -> "Axes":
     """Posterior of the pose, whatever the prototype; an image in each row, in the order of their likeliest pose."""
-    axes = _axes(axes, known := _posed(selection))
+    axes = _axes(axes, known := best_posed(selection, given))
     if known is None:
         return axes
     mixture, x, label = known

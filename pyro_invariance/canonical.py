@@ -16,6 +16,7 @@ from torch.func import jacfwd, vmap
 from torch.quasirandom import SobolEngine
 
 from pyro_invariance.representations import Torus
+from pyro_invariance.typing import BadInput, nearest
 
 PERIODS = {"rotation": 2 * math.pi, "rows": 2.0, "columns": 2.0}  # axes of a pose: radians, grid units
 TURNS, QUARTERS = 64, 4  # that the largest correlation is sought on; a mode is sought from the best of each quarter
@@ -289,6 +290,8 @@ class PosedDecoded(TorchDistribution):
 
     def pose(self, value: Tensor, axis: str = "rotation") -> tuple[Tensor, Tensor]:
         """Posterior mean `[N]` of an axis of the pose, around its period, and mean resultant length `[N]`."""
+        if axis not in self.decoder.axes:
+            raise BadInput(f"axis: got {axis!r}; {nearest(axis, self.decoder.axes)}")
         log_weights, poses = self.log_weights(value)
         index = self.decoder.axes.index(axis)
         unit = 2 * math.pi / self.decoder.periods[index]

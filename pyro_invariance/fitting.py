@@ -289,7 +289,7 @@ def _range(draws: Tensor, extent: Extent) -> Range:
 
 def _contains(hypothesis: Hypothesis, ranges: dict[str, Range]) -> frozenset[str]:
     if ranges and all(r.zero for r in ranges.values()):
-        return frozenset()
+        return hypothesis.fixed
     wholes = [name for name in ranges if hypothesis.extents[name].whole]  # a shift has no end that is a group
     if wholes and all(_whole(ranges[name], hypothesis.extents[name]) for name in wholes):
         return hypothesis.contains | hypothesis.saturated

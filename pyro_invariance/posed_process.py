@@ -10,6 +10,7 @@ What the image of an upright thing is and how its pose is summed out is the entr
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import pyro
 from torch import Tensor
@@ -47,6 +48,21 @@ def polar_arrays(images: Images, most: int = 32) -> tuple[Tensor, Tensor, Polar]
     polar = Polar(max(2, min(8, side // 3)), min(most, 2 * side - most % 2))
     x = polar(images.mean(1, keepdim=True)).flatten(1)
     return x, x.square().mean(), polar
+
+
+def best_posed(selection: Any, given: Callable[..., Any]) -> tuple[Any, Tensor, str] | None:
+    """Of a `Selection`: the best hypothesis with a pose at the mean of its sites, its images `[N, D]`, and its label.
+
+    The first is the distribution that `given(parameters, unit, kind, sites, count)` of an entry returns; None if no
+    hypothesis with a pose was fitted.
+    """
+    found = next((f for f in selection.fits if AXES[f.name]), None)
+    if found is None:
+        return None
+    chosen = next(h for h in selection.hypotheses if h.label == found.label).given(found.learned)
+    x, parameters, unit = chosen.prepare(selection.data)
+    sites = {name: values.mean() for name, values in found.draws.items()}
+    return given(parameters, unit, found.name, sites, len(x)), x, found.label
 
 
 def hypotheses(
@@ -89,6 +105,7 @@ def hypotheses(
             starts=tuple({"noise": noise} | start for start in starts),
             contains=frozenset(contains),
             saturated=frozenset({"SO2", *contains} if "rotation" in ranges else ()),
+            fixed=frozenset({"SO2", "rotation"} if name == "SO2-translation" else ()),
             extents={axis: extents[axis] for axis in ranges},
             log_density=partial(log_density, kind=name),
             moved=partial(moved_by_name, name=name),

@@ -70,6 +70,8 @@ class Hypothesis:
         Elementary symmetries that the hypothesis holds.
     saturated : frozenset of str
         Those it holds as well when every extent that ends in a whole group reaches it.
+    fixed : frozenset of str
+        Those it still holds when every extent went to zero.
     extents : mapping of str to Extent
         Sites that are learned ranges.
     predict : callable, optional
@@ -103,6 +105,7 @@ class Hypothesis:
     starts: tuple[Mapping[str, float], ...]
     contains: frozenset[str] = frozenset()
     saturated: frozenset[str] = frozenset()
+    fixed: frozenset[str] = frozenset()
     extents: Mapping[str, Extent] = field(default_factory=dict)
     predict: Callable[[tuple, list[dict[str, Tensor]], Tensor], tuple[Tensor, Tensor]] | None = None
     log_density: Callable[[tuple, list[dict[str, Tensor]], Tensor, Tensor], Tensor] | None = None

@@ -13,6 +13,7 @@ from torch.distributions import MultivariateNormal
 from pyro_invariance.canonical import PERIODS, Decoder, PosedDecoded, aligned, peaks
 from pyro_invariance.densities import SoftUniform
 from pyro_invariance.representations import Torus
+from pyro_invariance.typing import BadInput
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
@@ -117,13 +118,16 @@ def test_density_is_of_the_images_that_are_given(float64):
 
 
 @pytest.mark.parametrize("share", [0.49, 0.52, 0.56])
-def test_a_lesser_mode_that_the_range_allows_is_drawn_from(share, float64):
+def test_a_lesser_mode_that_the_range_allows_is_drawn_from(share, monkeypatch, float64):
     """An image that would rather stand upside down, where that is not allowed."""
     decoder, axes = linear(("rotation",)), ("rotation",)
     down = Torus().move(MEAN, torch.tensor(math.pi))
     x = ((1 - share) * MEAN + share * down).flatten()[None] + 0.1 * torch.randn(4, SIDE**2)
     found = PosedDecoded(decoder, NOISE, ranges(axes), count=4).log_prob(x)
     torch.testing.assert_close(found, exact(x, axes), rtol=0, atol=0.5)
+    if share == 0.52:  # else none of the draws of some images is there
+        monkeypatch.setattr("pyro_invariance.canonical.SHARED", 0.0)
+        assert float((PosedDecoded(linear(axes), NOISE, ranges(axes), count=4).log_prob(x) - found).min()) < -5
 
 
 def test_an_image_that_the_decoder_makes_has_a_density(float64):
@@ -131,6 +135,11 @@ def test_an_image_that_the_decoder_makes_has_a_density(float64):
     x = decoder.view(torch.tensor([[0.3, -0.2, 0.5]]))
     found = PosedDecoded(decoder, NOISE, ranges(axes), count=1).log_prob(x)
     torch.testing.assert_close(found, exact(x, axes), rtol=0, atol=0.1)
+
+
+def test_unknown_axis(float64):
+    with pytest.raises(BadInput, match="axis: got 'rows'"):
+        PosedDecoded(linear(("rotation",)), NOISE, ranges(("rotation",))).pose(torch.zeros(1, SIDE**2), "rows")
 
 
 def test_the_guide_is_refined(float64):

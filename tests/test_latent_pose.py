@@ -9,6 +9,7 @@ import torch
 from benchmarks.cases import FOLDER
 from pyro_invariance import from_arrays, select
 from pyro_invariance.fitting import fit
+from pyro_invariance.posed_process import best_posed
 from pyro_invariance.profiles import profile
 from pyro_invariance.report import report
 from pyro_invariance.representations import Pixels
@@ -47,7 +48,7 @@ def test_a_pose_is_worth_something_and_the_angles_are_found(run):
     assert set(selection.test_scores(selection.best)) == {"log_density"}
     mean, error = selection.paired(next(f for f in selection.fits if f.name == "trivial"))
     assert mean + 4 * error < 0
-    posed, x, label = ENTRY._posed(selection)
+    posed, x, label = best_posed(selection, ENTRY.given)
     assert label == "rotation"
     assert float(posed.pose(x)[1].median()) > 0.95
 
@@ -59,7 +60,7 @@ def test_report_and_stored_run(run):
     assert "were learned from other items" in page
     again = load_run(folder)
     torch.testing.assert_close(again.best.learned, selection.best.learned)
-    assert ENTRY._posed(again)[0].pose(ENTRY._posed(again)[1])[0].shape == (60,)
+    assert best_posed(again, ENTRY.given)[0].pose(best_posed(again, ENTRY.given)[1])[0].shape == (60,)
     with pytest.raises(BadInput, match="'rotation' offers no predictions"):
         selection.predict(selection.data.x)
 

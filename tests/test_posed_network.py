@@ -7,6 +7,7 @@ import torch
 from benchmarks.cases import FOLDER
 from pyro_invariance import from_arrays, select
 from pyro_invariance.numerics import float64
+from pyro_invariance.posed_process import best_posed
 from pyro_invariance.report import report
 from pyro_invariance.representations import Pixels
 from pyro_invariance.results import load as load_run
@@ -56,7 +57,7 @@ def test_poses_are_worth_something_and_are_found(run):
     assert float(ENTRY.poses(selection)[1].median()) > 0.95
     others = ENTRY.data("rotation-translation", seed=1, size=60, test=4)  # whose values are their angles
     with float64():
-        found = ENTRY._posed(selection)[0].pose(ENTRY.arrays(others.x)[0].flatten(1))[0]
+        found = best_posed(selection, ENTRY.given)[0].pose(ENTRY.arrays(others.x)[0].flatten(1))[0]
     assert np.corrcoef(found, others.y.flatten())[0, 1] > 0.9
 
 
@@ -76,7 +77,7 @@ def test_decoder_draws_what_was_learned(run):
     """Images that the model draws are no less likely than those that it explains, within the spread of either."""
     selection, _ = run
     with float64():
-        posed, x, _ = ENTRY._posed(selection)
+        posed, x, _ = best_posed(selection, ENTRY.given)
         ours, drawn = posed.log_prob(x), posed.log_prob(posed.sample())
     assert abs(float(ours.median() - drawn.median())) < 4 * float(ours.std() + drawn.std())
 

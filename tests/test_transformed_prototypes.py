@@ -10,7 +10,7 @@ from torch.distributions import MultivariateNormal
 
 from benchmarks.cases import FOLDER
 from pyro_invariance import from_arrays, select
-from pyro_invariance.posed_process import polar_arrays
+from pyro_invariance.posed_process import best_posed, polar_arrays
 from pyro_invariance.prototypes import PosedPrototypes
 from pyro_invariance.representations import Pixels, Polar
 from pyro_invariance.results import Selection
@@ -105,7 +105,7 @@ def test_a_pose_is_worth_something(run):
 
 @pytest.mark.parametrize(("nodes", "enough"), [(256, True), (64, False)])
 def test_nodes_are_close_enough(run, nodes, enough):
-    mixture, x, _ = ENTRY._posed(run)
+    mixture, x, _ = best_posed(run, ENTRY.given)
     extent = torch.tensor(math.pi)
     some, twice = (
         PosedPrototypes(mixture.prototypes, mixture.shares, mixture.noise, extent, count=len(x), nodes=n)
@@ -117,7 +117,7 @@ def test_nodes_are_close_enough(run, nodes, enough):
 
 def test_poses_are_centred_for_each_prototype(run):
     """Turned anyhow, prototypes come back to where the poses of their images have mean zero."""
-    mixture, x, _ = ENTRY._posed(run)
+    mixture, x, _ = best_posed(run, ENTRY.given)
     polar, unit = Polar(*mixture.prototypes.shape[1:]), x.square().mean()
     anyhow = polar.rotate(mixture.prototypes[:, None], torch.linspace(-3, 3, len(mixture.shares)))[:, 0]
     found = [ENTRY.centred(x, (start, mixture.shares), unit) for start in (mixture.prototypes, anyhow)]

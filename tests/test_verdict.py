@@ -317,6 +317,16 @@ def test_a_range_that_ends_in_no_group_does_not_keep_another_from_being_whole():
         assert fitting._contains(hypothesis, found) == held
 
 
+def test_what_is_no_range_stays_when_all_ranges_are_closed():
+    """Any turn, and shifts that went to zero: any turn, and on that side of its verdict."""
+    shift = Extent("rows", "grid", upper=0.5, reach=0.48, whole=False, resolution=0.02)
+    hypothesis = replace(ranged(rows=shift), saturated=frozenset(), fixed=frozenset(TURNS))
+    held = fitting._contains(hypothesis, {"rows": fitting._range(posterior(0.0, 0.01), shift)})
+    assert held == TURNS
+    closed = replace(made("SO2", 40.5, contains=set(held)), label="SO2-translation")
+    assert judge("SO2", NULL, TRIVIAL, made("SO2", 40.0), closed).verdict == "supported"
+
+
 @pytest.mark.parametrize(("saturated", "verdict"), [(True, "supported"), (False, "undecided")])
 def test_range_that_may_be_whole_is_on_neither_side(saturated, verdict):
     ends = Range(2.9, 0.2, 2.3, 3.1, "rad", saturated=saturated, zero=False)
