@@ -18,7 +18,8 @@ with features `h_i` of atoms after two rounds of messages between all pairs, fro
     h_i \mathrel{+}= \phi_h(h_i, \textstyle\sum_j m_{ij})
 
 **E3** has in :math:`a_{ij}` the distance, **T-SO2** (shifts, turns about z) that across and the difference of height,
-**T** differences along x, y and z; **trivial** these, and begins with places in `h_i`.  The network is learned by the
+**T** differences along x, y and z; **trivial** none of these, but begins with places in `h_i`, from which its messages
+can find differences, and is the graph network without symmetry of [satorras2021en].  The network is learned by the
 gradient of the evidence of half of the molecules [wilson2016deep]; the evidence is of the others, given the network.
 
 Measured on 150 + 150 molecules of QM7 in random frames, at one seed: 96 nats for E3 against T-SO2; errors of 9.7
@@ -93,7 +94,9 @@ def perceptron(inputs: int, outputs: int) -> Sequential:
 
 
 def seen(name: str, between: Tensor) -> Tensor:
-    """What a hypothesis sees of pairs of atoms `r_i - r_j` `[E, 3]`: distances, those across and heights, or steps."""
+    """What a hypothesis sees of pairs of atoms `r_i - r_j` `[E, 3]`: distances, those across and heights, steps, none."""
+    if name == "trivial":  # which has places
+        return between[:, :0]
     count = {"E3": 0, "T-SO2": 1}.get(name, 3)  # signed differences, height first
     signed = smeared(between.flip(1)[:, :count], STEPS_ALONG).flatten(1)
     lengths = between[:, : 3 - count].square().sum(1).add(1e-12).log() / 2
