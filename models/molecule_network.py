@@ -94,7 +94,7 @@ def perceptron(inputs: int, outputs: int) -> Sequential:
 
 
 def seen(name: str, between: Tensor) -> Tensor:
-    """What a hypothesis sees of pairs of atoms `r_i - r_j` `[E, 3]`: distances, heights beside those across, steps, none."""
+    """What is seen of pairs of atoms `r_i - r_j` `[E, 3]`: distances, those across and heights, steps, or nothing."""
     if name == "trivial":  # which has places
         return between[:, :0]
     count = {"E3": 0, "T-SO2": 1}.get(name, 3)  # signed differences, height first
