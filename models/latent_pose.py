@@ -27,10 +27,10 @@ References: [tipping1999probabilistic], [frey2003transformation].
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyro
 import torch
 from pyro.distributions import Normal
 from pyro.nn import PyroModule, PyroParam
@@ -99,19 +99,8 @@ def given(
     return PosedLinear(*decoder, noise, extent, SoftUniform, count=count, nodes=nodes)
 
 
-def model(
-    x: Tensor,
-    decoder: tuple[Tensor, Tensor],
-    unit: Tensor,
-    *,
-    kind: str,
-    scale: float = 1.0,
-    nodes: int = NODES["evidence"],
-) -> Tensor:
-    """Pyro model of images `[N, D]` as polar arrays, given the decoder; `kind` is the hypothesis."""
-    sites = posed_process.hyperparameters(kind, scale)
-    with pyro.plate("images", len(x)):
-        return pyro.sample("x", given(decoder, unit, kind, sites, len(x), nodes), obs=x)
+model = partial(posed_process.model, given)
+log_density = partial(posed_process.log_density, given, polar_arrays)
 
 
 class Decoder(PyroModule):
@@ -129,7 +118,8 @@ class Decoder(PyroModule):
 
     def forward(self, x: Tensor, unit: Tensor) -> Tensor:
         """Images `[N, D]` as they are observed."""
-        return model(x, (self.mean, self.directions), unit, kind=self.kind, nodes=NODES["learned"])  # type: ignore[arg-type]
+        few = partial(given, nodes=NODES["learned"])
+        return posed_process.model(few, x, (self.mean, self.directions), unit, kind=self.kind)
 
     def fixed(self) -> tuple[Tensor, Tensor]:
         """Mean and directions as they are."""
@@ -164,13 +154,6 @@ def prepare(kind: str, data: Dataset, parameters: Mapping[str, Tensor]) -> tuple
     return polar_arrays(data.x)[0], tuple(a.to(before) for a in decoder.fixed()), unit
 
 
-def log_density(args: tuple, draws: list[dict[str, Tensor]], inputs: Tensor, targets: Tensor, *, kind: str) -> Tensor:
-    """Log density `[D, M]` of new images, as polar arrays."""
-    _, decoder, unit = args
-    x = polar_arrays(inputs)[0]
-    return torch.stack([given(decoder, unit, kind, sites, len(x)).log_prob(x) for sites in draws])
-
-
 def memory(kind: str, data: Dataset) -> int:
     """Bytes of densities by pose, with what their gradient keeps."""
     each = {"null": 0, "trivial": 1}.get(kind, NODES["evidence"])
@@ -179,7 +162,7 @@ def memory(kind: str, data: Dataset) -> int:
 
 def hypotheses(data: Dataset, scale: float = 1.0) -> list[Hypothesis]:
     """All hypotheses for images of any size."""
-    return posed_process.hypotheses(data, CARD.name, model, prepare, learn, log_density, memory, noise=0.1, scale=scale)
+    return posed_process.hypotheses(data, CARD.name, model, log_density, prepare, learn, memory, noise=0.1, scale=scale)
 
 
 PLACES = np.array([[-0.5, -0.1], [-0.2, 0.45], [0.1, -0.4], [0.35, 0.25], [0.55, -0.15]])  # of blobs, upright
@@ -207,19 +190,14 @@ def data(planted: str = "rotation", seed: int = 0, size: int = 600, test: int = 
 
 def upright(selection: "Selection", axes: "Axes | None" = None) -> "Axes":
     """Above images as they are, below turned back by the pose that the best hypothesis with a pose expects."""
-    from matplotlib import pyplot as plt
+    from pyro_invariance.plotting.posed import bare, moved_back
 
-    axes = plt.subplots(figsize=(7, 2.4), layout="constrained")[1] if axes is None else axes
-    axes.set(xticks=[], yticks=[])
-    if (known := best_posed(selection, given)) is None:
-        axes.set_title("No hypothesis with a pose was fitted")
+    axes = bare(known := best_posed(selection, given), axes)
+    if known is None:
         return axes
     posed, x, label = known
     images = selection.data.x[:SHOWN].mean(1, keepdim=True)
-    back = Pixels().rotate(images, -posed.pose(x)[0][:SHOWN])
-    axes.imshow(torch.cat([torch.cat(list(row[:, 0]), 1) for row in (images, back)]).numpy(), cmap="gray")
-    axes.set_title(f"as they are, and turned back by {label}")
-    return axes
+    return moved_back(axes, images[:, 0], Pixels().rotate(images, -posed.pose(x)[0][:SHOWN])[:, 0], label)
 
 
 def poses(selection: "Selection") -> tuple[Tensor, Tensor, str] | None:

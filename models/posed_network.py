@@ -28,6 +28,7 @@ References: [bepler2019explicitly], [frey2003transformation], [unser1995convolut
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -112,13 +113,6 @@ def given(decoder: Decoder, unit: Tensor, kind: str, sites: Mapping[str, Tensor]
     return PosedDecoded(decoder, noise, ranges, count=count)
 
 
-def model(x: Tensor, decoder: Decoder, unit: Tensor, *, kind: str, scale: float = 1.0) -> Tensor:
-    """Pyro model of images `[N, S S]` on a torus, given the decoder; `kind` is the hypothesis."""
-    sites = posed_process.hyperparameters(kind, scale)
-    with pyro.plate("images", len(x)):
-        return pyro.sample("x", given(decoder, unit, kind, sites, len(x)), obs=x)
-
-
 class Learned(PyroModule):
     """The model with its decoder as parameters, and a prior on its network."""
 
@@ -128,16 +122,18 @@ class Learned(PyroModule):
 
     def forward(self, x: Tensor, unit: Tensor) -> None:
         """Images `[N, S S]` as they are observed."""
-        sites = posed_process.hyperparameters(self.kind)
         pyro.factor("network", Normal(0.0, SPREAD).log_prob(self.decoder.bend[-1].weight).sum())
-        with pyro.plate("images", len(x)):
-            pyro.sample("x", given(self.decoder, unit, self.kind, sites, len(x)), obs=x)
+        posed_process.model(given, x, self.decoder, unit, kind=self.kind)
 
 
 def arrays(images: Images) -> tuple[Tensor, Tensor]:
     """Images on a torus `[N, S, S]`, and their mean square."""
     x = Torus()(images)
     return x, x.square().mean()
+
+
+model = partial(posed_process.model, given)
+log_density = partial(posed_process.log_density, given, arrays)
 
 
 def learn(kind: str, data: Dataset, seed: int) -> dict[str, Tensor]:
@@ -180,13 +176,6 @@ def prepare(kind: str, data: Dataset, parameters: Mapping[str, Tensor]) -> tuple
     return arrays(data.x)[0].flatten(1), decoder.to(before).requires_grad_(False).eval(), unit
 
 
-def log_density(args: tuple, draws: list[dict[str, Tensor]], inputs: Tensor, targets: Tensor, *, kind: str) -> Tensor:
-    """Log density `[D, M]` of new images."""
-    _, decoder, unit = args
-    x = arrays(inputs)[0].flatten(1)
-    return torch.stack([given(decoder, unit, kind, sites, len(x)).log_prob(x) for sites in draws])
-
-
 def memory(kind: str, data: Dataset) -> int:
     """Bytes of the Jacobians of code and pose, and of the draws."""
     each = 0 if kind == "null" else 4 * QUARTERS * (CODE + len(AXES[kind])) + 4 * DRAWS
@@ -195,7 +184,7 @@ def memory(kind: str, data: Dataset) -> int:
 
 def hypotheses(data: Dataset, scale: float = 1.0) -> list[Hypothesis]:
     """All hypotheses for images of any size."""
-    entry = (CARD.name, model, prepare, learn, log_density, memory)
+    entry = (CARD.name, model, log_density, prepare, learn, memory)
     return posed_process.hypotheses(data, *entry, noise=0.1, scale=scale, base="torus")
 
 
@@ -236,21 +225,16 @@ def data(planted: str = "rotation", seed: int = 0, size: int = 600, test: int = 
 
 def upright(selection: "Selection", axes: "Axes | None" = None) -> "Axes":
     """Above images as they are, below moved back by the pose that the best hypothesis with a pose expects."""
-    from matplotlib import pyplot as plt
+    from pyro_invariance.plotting.posed import bare, moved_back
 
-    axes = plt.subplots(figsize=(7, 2.4), layout="constrained")[1] if axes is None else axes
-    axes.set(xticks=[], yticks=[])
-    if (known := best_posed(selection, given)) is None:
-        axes.set_title("No hypothesis with a pose was fitted")
+    axes = bare(known := best_posed(selection, given), axes)
+    if known is None:
         return axes
     posed, x, label = known
-    images = x.unflatten(-1, (posed.decoder.side,) * 2)
-    images, torus = images[:SHOWN], Torus()
+    images, torus = x[:SHOWN].unflatten(-1, (posed.decoder.side,) * 2), Torus()
     back = {axis: -posed.pose(x, axis)[0][:SHOWN] * posed.decoder.unit[axis] for axis in posed.decoder.axes}
-    moved = torus.move(torus.move(images, None, back.get("rows"), back.get("columns")), back.get("rotation"))
-    axes.imshow(torch.cat([torch.cat(list(row), 1) for row in (images, moved)]).numpy(), cmap="gray")
-    axes.set_title(f"as they are, and moved back by {label}")
-    return axes
+    shifted = torus.move(images, None, back.get("rows"), back.get("columns"))
+    return moved_back(axes, images, torus.move(shifted, back.get("rotation")), label)
 
 
 def poses(selection: "Selection") -> tuple[Tensor, Tensor, str] | None:

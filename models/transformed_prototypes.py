@@ -30,10 +30,10 @@ References: [frey2003transformation].
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyro
 import torch
 from pyro.distributions import constraints
 from pyro.nn import PyroModule, PyroParam
@@ -101,19 +101,8 @@ def given(
     return PosedPrototypes(prototypes[0], prototypes[1], noise, extent, count=count, nodes=nodes)
 
 
-def model(
-    x: Tensor,
-    prototypes: tuple[Tensor, Tensor],
-    unit: Tensor,
-    *,
-    kind: str,
-    scale: float = 1.0,
-    nodes: int = NODES["evidence"],
-) -> Tensor:
-    """Pyro model of images `[N, D]` as polar arrays, given prototypes and their shares; `kind` is the hypothesis."""
-    sites = posed_process.hyperparameters(kind, scale)
-    with pyro.plate("images", len(x)):
-        return pyro.sample("x", given(prototypes, unit, kind, sites, len(x), nodes), obs=x)
+model = partial(posed_process.model, given)
+log_density = partial(posed_process.log_density, given, polar_arrays)
 
 
 class Mixture(PyroModule):
@@ -127,8 +116,8 @@ class Mixture(PyroModule):
 
     def forward(self, x: Tensor, unit: Tensor) -> Tensor:
         """Images `[N, D]` as they are observed."""
-        fixed: Any = self.prototypes, self.shares
-        return model(x, fixed, unit, kind=self.kind, nodes=NODES["learned"])
+        few = partial(given, nodes=NODES["learned"])
+        return posed_process.model(few, x, (self.prototypes, self.shares), unit, kind=self.kind)
 
     def fixed(self) -> tuple[Tensor, Tensor]:
         """Prototypes and shares as they are."""
@@ -167,13 +156,6 @@ def prepare(kind: str, data: Dataset, parameters: Mapping[str, Tensor]) -> tuple
     return polar_arrays(data.x)[0], tuple(a.to(before) for a in mixture.fixed()), unit
 
 
-def log_density(args: tuple, draws: list[dict[str, Tensor]], inputs: Tensor, targets: Tensor, *, kind: str) -> Tensor:
-    """Log density `[D, M]` of new images, as polar arrays."""
-    _, prototypes, unit = args
-    x = polar_arrays(inputs)[0]
-    return torch.stack([given(prototypes, unit, kind, sites, len(x)).log_prob(x) for sites in draws])
-
-
 def memory(kind: str, data: Dataset) -> int:
     """Bytes of densities by pose and prototype, with what their gradient keeps."""
     each = {"null": 0, "trivial": 1}.get(kind, NODES["evidence"])
@@ -182,7 +164,7 @@ def memory(kind: str, data: Dataset) -> int:
 
 def hypotheses(data: Dataset, scale: float = 1.0) -> list[Hypothesis]:
     """All hypotheses for images of any size."""
-    return posed_process.hypotheses(data, CARD.name, model, prepare, learn, log_density, memory, noise=0.3, scale=scale)
+    return posed_process.hypotheses(data, CARD.name, model, log_density, prepare, learn, memory, noise=0.3, scale=scale)
 
 
 PLACES = np.array(  # of the blobs of three things, upright
@@ -229,20 +211,11 @@ def poses(selection: "Selection") -> tuple[Tensor, Tensor, str] | None:
     return mean.angle(), mean.abs(), label
 
 
-def _axes(axes: "Axes | None", known: object) -> "Axes":
-    """Axes without ticks, which say so where there is nothing to see."""
-    from matplotlib import pyplot as plt
-
-    axes = plt.subplots(figsize=(7, 2.4), layout="constrained")[1] if axes is None else axes
-    axes.set(xticks=[], yticks=[])
-    if known is None:
-        axes.set_title("No hypothesis with a pose was fitted")
-    return axes
-
-
 def prototypes(selection: "Selection", axes: "Axes | None" = None) -> "Axes":
     """Prototypes on the disk, the most frequent one first, with their shares."""
-    axes = _axes(axes, known := best_posed(selection, given))
+    from pyro_invariance.plotting.posed import bare
+
+    axes = bare(known := best_posed(selection, given), axes)
     if known is None:
         return axes
     mixture, _, label = known
@@ -259,7 +232,9 @@ def prototypes(selection: "Selection", axes: "Axes | None" = None) -> "Axes":
 
 def upright(selection: "Selection", axes: "Axes | None" = None) -> "Axes":
     """Above images as they are, by their prototype; below turned back by the mean of the pose given that prototype."""
-    axes = _axes(axes, known := best_posed(selection, given))
+    from pyro_invariance.plotting.posed import bare, moved_back
+
+    axes = bare(known := best_posed(selection, given), axes)
     if known is None:
         return axes
     mixture, x, label = known
@@ -268,15 +243,14 @@ def upright(selection: "Selection", axes: "Axes | None" = None) -> "Axes":
     pose = (weights[torch.arange(len(thing)), thing].to(mixture.phase) @ mixture.phase).angle()
     order = thing.argsort(stable=True)
     images = selection.data.x[:SHOWN].mean(1, keepdim=True)[order]
-    back = Pixels().rotate(images, -pose[order])
-    axes.imshow(torch.cat([torch.cat(list(row[:, 0]), 1) for row in (images, back)]).cpu().numpy(), cmap="gray")
-    axes.set_title(f"as they are, and turned back by {label}")
-    return axes
+    return moved_back(axes, images[:, 0], Pixels().rotate(images, -pose[order])[:, 0], label)
 
 
 def posterior(selection: "Selection", axes: "Axes | None" = None) -> "Axes":
     """Posterior of the pose, whatever the prototype; an image in each row, in the order of their likeliest pose."""
-    axes = _axes(axes, known := best_posed(selection, given))
+    from pyro_invariance.plotting.posed import bare
+
+    axes = bare(known := best_posed(selection, given), axes)
     if known is None:
         return axes
     mixture, x, label = known

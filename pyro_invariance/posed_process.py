@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import pyro
+import torch
 from torch import Tensor
 
 from pyro_invariance import priors
@@ -32,6 +33,8 @@ FARTHEST = {"rotation": math.pi, "rows": 0.5, "columns": 0.5}
 NARROW = {"rotation": math.radians(10), "rows": 0.05, "columns": 0.05}  # where ranges begin
 WIDE = {"rotation": math.radians(150), "rows": 0.4, "columns": 0.4}
 
+Given = Callable[..., Any]  # of (parameters, unit, kind, sites, count), the distribution of that many images
+
 
 def hyperparameters(kind: str, scale: float = 1.0) -> dict[str, Tensor]:
     """Sites of a hypothesis: noise, in mean squares of the images, and its ranges, radians or grid units; scalars."""
@@ -50,11 +53,10 @@ def polar_arrays(images: Images, most: int = 32) -> tuple[Tensor, Tensor, Polar]
     return x, x.square().mean(), polar
 
 
-def best_posed(selection: Any, given: Callable[..., Any]) -> tuple[Any, Tensor, str] | None:
+def best_posed(selection: Any, given: Given) -> tuple[Any, Tensor, str] | None:
     """Of a `Selection`: the best hypothesis with a pose at the mean of its sites, its images `[N, D]`, and its label.
 
-    The first is the distribution that `given(parameters, unit, kind, sites, count)` of an entry returns; None if no
-    hypothesis with a pose was fitted.
+    The first is the distribution that `given` of the entry returns; None if no hypothesis with a pose was fitted.
     """
     found = next((f for f in selection.fits if AXES[f.name]), None)
     if found is None:
@@ -65,13 +67,36 @@ def best_posed(selection: Any, given: Callable[..., Any]) -> tuple[Any, Tensor, 
     return given(parameters, unit, found.name, sites, len(x)), x, found.label
 
 
+def model(given: Given, x: Tensor, parameters: Any, unit: Tensor, *, kind: str, scale: float = 1.0) -> Tensor:
+    """Pyro model of images `[N, D]`, given what was learned of them; `kind` is the hypothesis."""
+    sites = hyperparameters(kind, scale)
+    with pyro.plate("images", len(x)):
+        return pyro.sample("x", given(parameters, unit, kind, sites, len(x)), obs=x)
+
+
+def log_density(
+    given: Given,
+    arrays: Callable[[Images], tuple],
+    args: tuple,
+    draws: list[dict[str, Tensor]],
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    kind: str,
+) -> Tensor:
+    """Log density `[D, M]` of new images, in the arrays that the entry makes of them first."""
+    _, parameters, unit = args
+    x = arrays(inputs)[0].flatten(1)
+    return torch.stack([given(parameters, unit, kind, sites, len(x)).log_prob(x) for sites in draws])
+
+
 def hypotheses(
     data: Dataset,
     entry: str,
     model: Callable,
+    log_density: Callable,
     prepare: Callable[[str, Dataset, Mapping[str, Tensor]], tuple],
     learn: Callable[[str, Dataset, int], dict[str, Tensor]],
-    log_density: Callable,
     memory: Callable[[str, Dataset], int],
     *,
     noise: float,

@@ -1,5 +1,6 @@
 """Every entry of the zoo keeps the contract: nothing is left out, priors are proper, bases have their own trivial."""
 
+import functools
 import inspect
 import math
 import re
@@ -36,6 +37,13 @@ def small(entry: ModuleType, planted: str = BROKEN, seed: int = 0) -> Dataset:
     return entry.data(planted, seed=seed, size=24, test=4)
 
 
+def function(entry: ModuleType, name: str) -> object:
+    """A part of an entry, or the function that it is made of with `functools.partial`; None if it is neither."""
+    found = getattr(entry, name, None)
+    found = found.func if isinstance(found, functools.partial) else found
+    return found if inspect.isfunction(found) else None
+
+
 def missing_parts(entry: ModuleType) -> list[str]:
     """Name the parts of the contract that an entry lacks, without running its models."""
     missing = []
@@ -47,12 +55,12 @@ def missing_parts(entry: ModuleType) -> list[str]:
     if " ~ " not in text:
         missing.append("docstring: sampling notation")
     for part in ("data", "model", "hypotheses"):
-        if not inspect.isfunction(getattr(entry, part, None)):
+        if not function(entry, part):
             missing.append(part)
-    if not any(inspect.isfunction(getattr(entry, part, None)) for part in ("predict", "log_density")):
+    if not any(function(entry, part) for part in ("predict", "log_density")):
         missing.append("predict or log_density")
     for part in ("data", "model", "hypotheses"):
-        if not inspect.getdoc(getattr(entry, part, None)):
+        if not inspect.getdoc(function(entry, part)):
             missing.append(f"{part}: docstring")
     planted = getattr(entry, "PLANTED", {})
     if BROKEN not in planted:
