@@ -23,7 +23,7 @@ from pyro_invariance.verdict import Verdict, of_sums
 CLAIMS = {  # what a supported and a refused symmetry say, by the kind of data or of what is known of them
     "labels": ("The label survives", "The label does not survive"),
     "values": ("The value survives", "The value does not survive"),
-    "density": ("The images come in poses that differ by", "The images do not come in poses that differ by"),
+    "data": ("The images come in poses that differ by", "The images do not come in poses that differ by"),
     "pairs": ("The halves of a pair are equal up to", "The halves of a pair are not equal up to"),
 }
 
@@ -49,6 +49,7 @@ def report(selection: Selection, folder: Path, command: str = "") -> Path:
     text = environment.get_template("report.html.jinja").render(
         data=selection.data,
         seed=selection.seed,
+        subject=_subject(selection),
         entry=selection.entry,
         best=best,
         scores=selection.test_scores(best),
@@ -73,12 +74,16 @@ def report(selection: Selection, folder: Path, command: str = "") -> Path:
 def sentences(selection: Selection) -> list[tuple[str, str]]:
     """Verdicts in plain English, each with its kind: supported, then refused, then undecided; last the sums."""
     words = {} if selection.entry == "custom" else zoo.load(selection.entry).CARD.symmetries
-    order, data = list(VERDICTS), selection.data
-    of = "density" if any(h.density for h in selection.hypotheses) else "labels" if data.classes else "values"
-    claim = CLAIMS.get(data.kind, CLAIMS[of])
+    order = list(VERDICTS)
+    claim = CLAIMS.get(selection.data.kind, CLAIMS[_subject(selection)])
     judged = sorted(selection.verdicts.items(), key=lambda item: order.index(item[1].verdict))
     said = [(v.verdict, _sentence(claim, words.get(s, s), _reach(selection, s), v)) for s, v in judged]
     return said + [("sum", f"{sentence[0].upper()}{sentence[1:]}.") for sentence in of_sums(list(selection.fits))]
+
+
+def _subject(selection: Selection) -> str:
+    """What the models are models of, in a word."""
+    return "data" if any(h.density for h in selection.hypotheses) else "labels" if selection.data.classes else "values"
 
 
 def _sentence(claim: tuple[str, str], words: str, reach: str, v: Verdict) -> str:
@@ -141,10 +146,10 @@ def cautions(selection: Selection) -> list[str]:
         if f.other_optima:
             least = min(o["below_best"] for o in f.other_optima)
             found.append(f"{f.label}: another start ended elsewhere, {least:.0f} nats below.")
-    found.append(
-        "Supported and refused mean: by this family of models on these data. A learned range is an insensitivity, "
-        "and wider than the range of poses in the data."
-    )
+    reach = "an insensitivity, and wider than the range of poses in the data"
+    if _subject(selection) == "data":
+        reach = "that of the poses in the data as this model sees them"
+    found.append(f"Supported and refused mean: by this family of models on these data. A learned range is {reach}.")
     return found
 
 

@@ -207,3 +207,15 @@ def test_columns_stand_under_their_names(run, tmp_path):
     text = report(_with(run, bare), tmp_path).read_text(encoding="utf-8")
     rows = re.findall(r"<tr>(.*?)</tr>", text)
     assert len({row.count("<td>") for row in rows[1:]} | {rows[0].count("<th>")}) == 1
+
+
+def test_what_the_evidence_is_of_is_said(run, tmp_path):
+    said = " ".join(Page(report(run, tmp_path)).text.split())
+    assert "probability of the labels" in said
+    assert "labels in random order give less" in said
+    assert "an insensitivity" in cautions(run)[-1]
+    density = replace(run, hypotheses=tuple(replace(h, density=True) for h in run.hypotheses))
+    said = " ".join(Page(report(density, tmp_path)).text.split())
+    assert "probability of the data under" in said
+    assert "random order" not in said
+    assert "insensitivity" not in said

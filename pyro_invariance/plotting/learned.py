@@ -1,5 +1,6 @@
 """Pictures of what was learned: evidence, symmetries, ranges, and how sure they are."""
 
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -87,8 +88,9 @@ def sensitivity(selection: Selection, axes: Axes | None = None) -> Axes:
     axes.set_xscale("symlog", linthresh=10)
     axes.set_yticks(range(len(judged)), judged)
     axes.set_xlabel("best evidence with it minus best without it (nats)")
+    axes.margins(y=0.2)
     if judged:
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, handletextpad=0)
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), handletextpad=0)
     axes.set_title("Do the verdicts survive other priors?")
     return axes
 
@@ -101,13 +103,13 @@ def extents(selection: Selection, axes: Axes | None = None) -> Axes:
         for name, extent in hypotheses[f.label].extents.items():
             draws = f.draws[name].numpy() / extent.upper
             bins = np.linspace(0, 1, 101).tolist()
-            label = f"{name} in {f.label}" if f.shares else name
+            label = name if name == f.label else f"{name} in {f.label}"
             axes.hist(draws, bins=bins, density=True, alpha=0.6, label=f"{label} (1 = {_end(extent)})")
     axes.set_xlim(0, 1)
     axes.set_xlabel("half-width of the range, share of its upper end")
     axes.set_ylabel("posterior density")
     if axes.get_legend_handles_labels()[0]:
-        axes.legend()
+        axes.legend(fontsize="small")
     axes.set_title("How far does each range reach?")
     return axes
 
@@ -115,23 +117,17 @@ def extents(selection: Selection, axes: Axes | None = None) -> Axes:
 def profiles(selection: Selection, axes: Axes | None = None) -> Axes:
     """Log joint density along every learned range, the rest optimised, below its top."""
     axes = new_axes(axes)
-    ends = {h.label: _end(e) for h in selection.hypotheses for e in h.extents.values()}
-    for f in selection.fits:
-        if f.profile:
-            share, value = map(np.array, f.profile)
-            axes.plot(
-                share,
-                value - value.max(),
-                marker="o",
-                color=of_base(f.base),
-                label=f"{f.label} (1 = {ends[f.label]})",
-            )
+    ends = {h.label: ", ".join(dict.fromkeys(map(_end, h.extents.values()))) for h in selection.hypotheses}
+    for f, marker in zip((f for f in selection.fits if f.profile), cycle("os^vD*"), strict=False):
+        share, value = map(np.array, f.profile)
+        label = f"{f.label} (1 = {ends[f.label]})"
+        axes.plot(share, value - value.max(), marker=marker, color=of_base(f.base), label=label)
     axes.set_yscale("symlog", linthresh=10)
     axes.set_xlabel("half-width of the range, share of its upper end")
     few = min(SCOUT, len(selection.data.y))
     axes.set_ylabel(f"log joint density of {few} items below the top (nats)")
     if axes.lines:
-        axes.legend()
+        axes.legend(fontsize="small")
     axes.set_title("What each range would be worth")
     return axes
 
