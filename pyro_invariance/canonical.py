@@ -24,12 +24,14 @@ ROUNDS, STEPS = 10, 4  # of aligning images with their mean; of Gauss and Newton
 FAR = 10.0  # times the noise, with which the way to a mode has fewer others beside it
 HIDDEN = 32  # units of the network
 LEARNING, DRAWS = 2, 64  # draws for an image, while a decoder learns and then
+REPEATED = 4  # sets of draws that say how far the estimates of a density are off
 SHARED = 0.25  # of the draws are shared by all modes alike: the range of poses may allow a lesser one only
 REFINED, AGAIN = 3, 51  # steps of learning after which modes are refined, and are sought anew
 WIDER = 2.0  # covariance of the draws over that of the normal approximation, whose tails are too thin
 KNOWN = 12  # a period over the largest standard deviation of a pose in the guide, so that it does not go around
 ACROSS = 100.0  # periods of the torus that an image shifts its draws by: those that look alike have others
 
+Modes = tuple[MultivariateNormal, Tensor]  # of images: normals `[N, K]` and log shares
 Looked = tuple[Tensor, Tensor, Tensor]  # of draws: squared distances `[S, N]`, poses `[S, N, P]`, log ratios `[S, N]`
 
 
@@ -100,7 +102,7 @@ class Decoder(PyroModule):
         self.step, self.known, self.seen = 0, torch.empty(0), torch.empty(0)
         self.unit = dict(zip(PERIODS, (1.0, *share), strict=True))
         self.guide: MultivariateNormal | None = None
-        self.kept: tuple[Tensor, Looked] | None = None
+        self.kept: tuple[Tensor, Modes, Looked] | None = None
         self.register_buffer("centre", torch.zeros(len(axes)).to(x))  # pose of what the network takes to be upright
         self.register_buffer("variance", torch.ones(()).to(x))  # of the noise, that the guide takes it to have
         self.register_buffer("seed", torch.tensor(seed))
@@ -170,7 +172,7 @@ class Decoder(PyroModule):
         return u, curvature, -now
 
     @torch.no_grad()
-    def modes(self, x: Tensor) -> tuple[MultivariateNormal, Tensor]:
+    def modes(self, x: Tensor) -> Modes:
         """Normal approximations `[N, K]` of the posterior around modes of images `[N, S S]`, and log shares of them."""
         begin = self.begin(x)
         shape, each, u = begin.shape[:2], x.repeat_interleave(begin.shape[1], 0), begin.flatten(0, 1)
@@ -181,14 +183,19 @@ class Decoder(PyroModule):
         wide = math.sqrt(WIDER) * found.scale_tril.unflatten(0, shape)
         return MultivariateNormal(u.unflatten(0, shape), scale_tril=wide), shares.view(shape).log_softmax(1)
 
-    def look(self, x: Tensor, variance: Tensor) -> Looked:
-        """Draws of the guide for images `[N, S S]`, and their log ratios of the prior of the code to the guide."""
+    def look(self, x: Tensor, variance: Tensor, other: int = 0) -> Looked:
+        """Draws of the guide for images `[N, S S]`, and their log ratios of the prior of the code to the guide.
+
+        `other` says which set of draws; each is independent of the others.
+        """
         if self.training:
             self.variance = variance.detach()
             return self._learning(x)
         if self.kept is None or not torch.equal(self.kept[0], x):
-            self.kept = x, self._draws(x)
-        return self.kept[1]
+            found = self.modes(x)
+            self.kept = x, found, self._draws(x, found)
+        _, found, first = self.kept
+        return self._draws(x, found, other) if other else first
 
     def _learning(self, x: Tensor) -> Looked:
         with torch.no_grad():
@@ -203,13 +210,13 @@ class Decoder(PyroModule):
         return self._looked(x, u, log_guide)
 
     @torch.no_grad()
-    def _draws(self, x: Tensor) -> Looked:
+    def _draws(self, x: Tensor, found: Modes, other: int = 0) -> Looked:
         """From each mode as many as its share, at scrambled Sobol points, shifted by what each image says at random.
 
         So the errors of images that differ all but cancel [cranley1976randomization, owen2000safe].
         """
-        guide, shares = self.modes(x)
-        seed, eps, size = int(self.seed), torch.finfo(x.dtype).eps, self.code + len(self.axes)
+        guide, shares = found
+        seed, eps, size = int(self.seed) + other, torch.finfo(x.dtype).eps, self.code + len(self.axes)
         ladder = ((torch.arange(DRAWS).to(x) + 0.5) / DRAWS).expand(len(x), -1).contiguous()
         several = shares.shape[1]
         upto = ((1 - SHARED) * shares.exp() + SHARED / several).cumsum(1)
@@ -274,9 +281,9 @@ class PosedDecoded(TorchDistribution):
         self.decoder, self.noise, self.ranges = decoder, noise, tuple(ranges)
         super().__init__(torch.Size([count]), torch.Size([decoder.side**2]), validate_args=False)
 
-    def log_weights(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Log importance weights `[S, N]` of draws for images `[N, S S]`, and the poses `[S, N, P]` of these."""
-        squares, poses, log_ratios = self.decoder.look(value, self.noise)
+    def log_weights(self, value: Tensor, other: int = 0) -> tuple[Tensor, Tensor]:
+        """Log importance weights `[S, N]` of a set of draws for images `[N, S S]`, and the poses `[S, N, P]` of it."""
+        squares, poses, log_ratios = self.decoder.look(value, self.noise, other)
         size = value.shape[-1]
         log_weights = log_ratios - 0.5 * (squares / self.noise + size * (2 * math.pi * self.noise).log())
         for axis, period, prior in zip(poses.unbind(-1), self.decoder.periods, self.ranges, strict=True):
@@ -285,7 +292,14 @@ class PosedDecoded(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Estimated log density `[N]` of images `[N, S S]`."""
-        log_weights, _ = self.log_weights(value)
+        return self._estimate(value)
+
+    def log_probs(self, value: Tensor) -> Tensor:
+        """Independent estimates `[R, N]` of the log density of images `[N, S S]`; the first is `log_prob`."""
+        return torch.stack([self._estimate(value, other) for other in range(REPEATED)])
+
+    def _estimate(self, value: Tensor, other: int = 0) -> Tensor:
+        log_weights, _ = self.log_weights(value, other)
         return log_weights.logsumexp(0) - math.log(len(log_weights))
 
     def pose(self, value: Tensor, axis: str = "rotation") -> tuple[Tensor, Tensor]:

@@ -204,6 +204,11 @@ def fit(hypothesis: Hypothesis, data: Dataset, seed: int = 0) -> Fit:
     ranges = {name: _range(draws[name], extent) for name, extent in hypothesis.extents.items()}
     mean, variance, density = _predict(hypothesis, args, [log_joint.unpack(z) for z in drawn.z[:PREDICTIVE]], data)
     terms = torch.stack([drawn.log_prior, drawn.log_likelihood, drawn.log_guide], 1)
+    evidence, (error, loose) = elbo(drawn), log_joint.uncertainty(best.z)
+    if error:
+        evidence = replace(
+            evidence, std_error=math.hypot(evidence.std_error, error), looseness=(evidence.looseness or 0.0) + loose
+        )
     return Fit(
         label=hypothesis.label,
         name=hypothesis.name,
@@ -211,7 +216,7 @@ def fit(hypothesis: Hypothesis, data: Dataset, seed: int = 0) -> Fit:
         base=hypothesis.base,
         contains=_contains(hypothesis, ranges),
         claims=hypothesis.contains | hypothesis.saturated,
-        evidence=replace(elbo(drawn), restart_spread=max((best.value - m.value for m in met), default=None)),
+        evidence=replace(evidence, restart_spread=max((best.value - m.value for m in met), default=None)),
         upper=max(*tops, float(drawn.log_likelihood.max())),
         other_optima=[optimum(m, best, log_joint, hypothesis) for m in rivals],
         extents=ranges,

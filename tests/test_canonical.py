@@ -3,15 +3,17 @@
 import math
 
 import numpy as np
+import pyro
 import pytest
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import Normal, TorchDistribution
 from scipy import stats
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from pyro_invariance.canonical import PERIODS, Decoder, PosedDecoded, aligned, peaks
 from pyro_invariance.densities import SoftUniform
+from pyro_invariance.evidence.base import LogJoint
 from pyro_invariance.representations import Torus
 from pyro_invariance.typing import BadInput
 
@@ -87,6 +89,38 @@ def test_evidence_is_a_tight_lower_bound(axes, float64):
     assert np.mean(weighted) < truth + Z * error
     assert abs(np.mean(weighted) - truth) / len(x) < 0.05
     assert np.mean(weighted) - np.mean(bounds) > Z * np.std(np.subtract(weighted, bounds)) / len(bounds) ** 0.5
+
+
+@pytest.mark.parametrize("axes", [(), ("rotation",)])
+def test_error_of_importance_is_known(axes, float64):
+    """The spread of the log likelihood over seeds is the error that one seed tells; looseness is part of the bias."""
+    decoder, posed = linear(axes), PosedDecoded(linear(axes), NOISE, ranges(axes), count=40)
+    torch.manual_seed(3)
+    x = posed.sample()
+
+    def model() -> None:
+        with pyro.plate("images", len(x)):
+            pyro.sample("x", PosedDecoded(decoder, NOISE, ranges(axes), count=len(x)), obs=x)
+
+    log_joint = LogJoint(model)
+    totals, told = [], []
+    for seed in range(16):
+        decoder.seed.fill_(10 * seed)
+        decoder.kept = None
+        told.append(log_joint.uncertainty(torch.zeros(0)))
+        totals.append(float(log_joint.terms(torch.zeros(0))[1]))
+    errors, loose = np.array(told).T
+    ratio = np.var(totals, ddof=1) / np.mean(errors**2)
+    low, high = stats.chi2(len(totals) - 1).ppf([ALPHA / 2, 1 - ALPHA / 2]) / (len(totals) - 1)
+    assert low < ratio < high
+    assert not low < 9 * ratio < high  # a mutant: an error of a third
+    error = np.std(totals) / len(totals) ** 0.5
+    assert 0 < loose.mean() < float(exact(x, axes).sum()) - np.mean(totals) + Z * error
+
+
+def test_density_that_is_no_estimate_has_no_error(float64):
+    log_joint = LogJoint(lambda: pyro.sample("x", Normal(0.0, 1.0), obs=torch.tensor(1.0)))
+    assert log_joint.uncertainty(torch.zeros(0)) == (0.0, 0.0)
 
 
 def test_a_guide_that_goes_around_counts_no_pose_twice(float64):

@@ -55,6 +55,10 @@ def test_poses_are_worth_something_and_are_found(run):
     mean, error = selection.paired(next(f for f in selection.fits if f.name == "trivial"))
     assert mean + 4 * error < 0
     assert float(ENTRY.poses(selection)[1].median()) > 0.95
+    evidence, terms = selection.best.evidence, selection.best.weighted[:, -3:]
+    alone = float((terms[:, 0] + terms[:, 1] - terms[:, 2]).std()) / len(terms) ** 0.5
+    assert evidence.std_error > 3 * alone  # most of it is the error of importance
+    assert evidence.looseness > 0.05
     others = ENTRY.data("rotation-translation", seed=1, size=60, test=4)  # whose values are their angles
     with float64():
         found = best_posed(selection, ENTRY.given)[0].pose(ENTRY.arrays(others.x)[0].flatten(1))[0]
