@@ -12,6 +12,7 @@ from real_molecules import qm7
 from scipy import stats
 from torch import Tensor
 
+from pyro_invariance import datasets
 from pyro_invariance.calibration import calibrate
 from pyro_invariance.datasets import Dataset, from_arrays
 from pyro_invariance.evidence.base import LogJoint
@@ -174,6 +175,18 @@ def test_picture_shows_each_hypothesis(free, figures):
     labels = [text.get_text().split(",")[0] for text in axes.get_legend().get_texts()]
     assert sorted(labels) == ["E3", "trivial-atoms"]
     assert {ENTRY.residuals} == set(ENTRY.PICTURES)
+
+
+def test_element_that_the_molecules_drawn_lack_is_refused_at_once(monkeypatch):
+    monkeypatch.setattr(datasets, "LIMIT", 20)
+    monkeypatch.setattr("pyro_invariance.selection.sweep", lambda *args: pytest.fail("hypotheses were fitted"))
+    whole = ENTRY.data(size=40, test=4)
+    drawn = whole.subset(20, 0).x
+    rare = next(i for i, molecule in enumerate(whole.x) if not bool((drawn == molecule).flatten(1).all(1).any()))
+    whole.x[rare, 0, 0] = whole.x_test[0, 0, 0] = 16.0
+    ENTRY.hypotheses(whole)
+    with pytest.raises(BadInput, match="x_test: got nuclear charges 16; the molecules of the run have 1, 6, 8"):
+        select(whole, "molecules")
 
 
 @pytest.mark.slow
