@@ -1,99 +1,15 @@
 """The rule that turns evidences into verdicts, clause by clause, on hand-made fits."""
 
-import dataclasses
 import math
 from dataclasses import replace
 
 import pytest
-import torch
+from judged import NULL, TRIVIAL, TURNS, judge, made
 
-from pyro_invariance import fitting, verdict
-from pyro_invariance.evidence.base import Evidence
-from pyro_invariance.fitting import Fit, Range
-from pyro_invariance.verdict import FLOOR, Verdict, best, verdicts
-from pyro_invariance.zoo import Extent, Hypothesis
-
-TURNS = {"C4", "SO2", "rotation"}
-CLAIMS = {
-    "null": set(),
-    "trivial": set(),
-    "mirror": {"mirror"},
-    "C4": {"C4"},
-    "D4": {"C4", "mirror"},
-    "SO2": TURNS,
-    "O2": TURNS | {"mirror"},
-    "rotation": TURNS,
-    "translation": {"translation"},
-    "convolution": {"convolution"},
-}
-KINDS = {
-    "null": "null",
-    "trivial": "none",
-    "rotation": "augmentation",
-    "translation": "augmentation",
-    "convolution": "convolution",
-}
-
-
-def made(
-    name: str,
-    value: float,
-    *,
-    base: str = "polar",
-    contains: set[str] | None = None,
-    std_error: float = 0.1,
-    upper: float | None = None,
-    dense: bool = True,
-    khat: float | None = None,
-    draws: int = 0,
-    spread: float = 0.0,
-    drift: float | None = 0.0,
-    looseness: float | None = 0.0,
-) -> Fit:
-    """A fit with the numbers that the rule reads; a range holds at its learned extent what `contains` says."""
-    held = CLAIMS[name] if contains is None else contains
-    if name == "rotation" and contains is None:
-        held = {"rotation"}
-    nothing, top = torch.zeros(0), value + 1.0 if upper is None else upper
-    sides = {"upper": top, "upper_error": std_error} if dense else {}
-    return Fit(
-        label=f"{name}-{base}" if name == "trivial" else name,
-        name=name,
-        kind=KINDS.get(name, "group"),
-        base="none" if name == "null" else base,
-        contains=frozenset(held),
-        claims=frozenset(CLAIMS[name]),
-        evidence=Evidence(value, std_error, "lower", khat, looseness, drift, spread, draws=draws, **sides),
-        upper=top,
-        other_optima=[],
-        extents={},
-        draws={},
-        prior={},
-        weighted=nothing,
-        site_log_prior={},
-        pointwise={},
-        replicates={},
-        observed={},
-        test_variance=nothing,
-        climbs=[],
-        profile=[],
-        test_mean=nothing,
-        test_log_density=nothing,
-        path=[],
-        cpu_seconds=0.0,
-        wall_seconds=0.0,
-    )
-
-
-def judge(symmetry: str, *fits: Fit) -> Verdict:
-    """Judge one symmetry; the order of the fits is no matter."""
-    found = verdicts(list(fits))[symmetry]
-    assert verdicts(list(reversed(fits)))[symmetry] == found
-    assert found.symmetry == symmetry
-    return found
-
-
-NULL, TRIVIAL = made("null", -1000.0), made("trivial", 0.0)
+from pyro_invariance import verdict
+from pyro_invariance.fitting import Fit
+from pyro_invariance.verdict import FLOOR, best, verdicts
+from pyro_invariance.zoo import Hypothesis
 
 
 def test_supported():
@@ -247,124 +163,6 @@ def test_undecided_without_a_model_that_lacks_it():
     assert "no hypothesis of the polar base without it" in found.reason
 
 
-WHOLE = Extent("rotation", "rad", upper=3.0, reach=2.8, whole=True, resolution=0.05)
-
-
-def ranged(**extents: Extent) -> Hypothesis:
-    return Hypothesis(
-        name="rotation",
-        kind="augmentation",
-        base="polar",
-        model=print,
-        prepare=lambda data: (),
-        starts=({},),
-        contains=frozenset({"rotation"}),
-        saturated=frozenset(TURNS),
-        extents=extents,
-    )
-
-
-def posterior(low: float, high: float) -> torch.Tensor:
-    return torch.linspace(low, high, 1001)
-
-
-def test_range_is_read_off_its_posterior():
-    found = fitting._range(posterior(1.0, 2.0), WHOLE)
-    assert (found.mean, found.lower, found.upper, found.unit) == pytest.approx((1.5, 1.025, 1.975, "rad"))
-    assert found.sd == pytest.approx(12**-0.5, rel=1e-2)
-    assert (found.saturated, found.zero) == (False, False)
-    assert fitting._range(posterior(2.0, 2.9), WHOLE).saturated  # 97.5 % of it lies at 2.8775, within reach of the end
-    assert not fitting._range(posterior(2.0, 2.8), WHOLE).saturated
-    assert fitting._range(posterior(0.0, 0.09), WHOLE).zero
-    assert not fitting._range(posterior(0.0, 0.11), WHOLE).zero
-
-
-@pytest.mark.parametrize(
-    ("whole", "draws", "held"),
-    [
-        (True, (0.0, 0.01), set()),
-        (True, (1.0, 2.0), {"rotation"}),
-        (True, (2.4, 3.0), TURNS),
-        (True, (2.0, 3.0), {"rotation"}),  # saturated, but two thirds of the circle are as likely
-        (False, (2.0, 3.0), {"rotation"}),  # the end of what was looked at is no group
-    ],
-)
-def test_range_holds_what_it_has_become(whole, draws, held):
-    extent = Extent("rotation", "rad", upper=3.0, reach=2.8, whole=whole, resolution=0.05)
-    hypothesis = ranged(rotation=extent)
-    ranges: dict[str, Range] = {"rotation": fitting._range(posterior(*draws), extent)}
-    assert fitting._contains(hypothesis, ranges) == held
-
-
-def test_two_ranges_are_gone_or_whole_together():
-    hypothesis = ranged(a=WHOLE, b=WHOLE)
-    gone, half, full = (fitting._range(posterior(*d), WHOLE) for d in ((0.0, 0.01), (1.0, 2.0), (2.4, 3.0)))
-    for a, b, held in (
-        (gone, gone, set()),
-        (gone, half, {"rotation"}),
-        (full, half, {"rotation"}),
-        (full, full, TURNS),
-    ):
-        assert fitting._contains(hypothesis, {"a": a, "b": b}) == held
-
-
-def test_a_range_that_ends_in_no_group_does_not_keep_another_from_being_whole():
-    """Any turn, and shifts within a range."""
-    shift = Extent("rows", "grid", upper=0.5, reach=0.48, whole=False, resolution=0.02)
-    hypothesis, some = ranged(rotation=WHOLE, rows=shift), fitting._range(posterior(0.2, 0.3), shift)
-    for turn, held in (((1.0, 2.0), {"rotation"}), ((2.4, 3.0), TURNS)):
-        found = {"rotation": fitting._range(posterior(*turn), WHOLE), "rows": some}
-        assert fitting._contains(hypothesis, found) == held
-
-
-def test_what_is_no_range_stays_when_all_ranges_are_closed():
-    """Any turn, and shifts that went to zero: any turn, and on that side of its verdict."""
-    shift = Extent("rows", "grid", upper=0.5, reach=0.48, whole=False, resolution=0.02)
-    hypothesis = replace(ranged(rows=shift), saturated=frozenset(), fixed=frozenset(TURNS))
-    held = fitting._contains(hypothesis, {"rows": fitting._range(posterior(0.0, 0.01), shift)})
-    assert held == TURNS
-    closed = replace(made("SO2", 40.5, contains=set(held)), label="SO2-translation")
-    assert judge("SO2", NULL, TRIVIAL, made("SO2", 40.0), closed).verdict == "supported"
-
-
-@pytest.mark.parametrize(("saturated", "verdict"), [(True, "supported"), (False, "undecided")])
-def test_range_that_may_be_whole_is_on_neither_side(saturated, verdict):
-    ends = Range(2.9, 0.2, 2.3, 3.1, "rad", saturated=saturated, zero=False)
-    may_be = dataclasses.replace(made("rotation", 40.0), extents={"rotation": ends})
-    fits = (NULL, TRIVIAL, made("SO2", 41.0), may_be)
-    assert judge("SO2", *fits).verdict == verdict
-    assert judge("rotation", *fits).verdict == "supported"
-
-
-def test_range_that_went_to_zero_is_its_trivial():
-    gone = made("rotation", -2.0, contains=set())
-    found = judge("rotation", NULL, TRIVIAL, gone)
-    assert (found.verdict, found.gap) == ("undecided", None)
-    assert "went to zero" in found.reason
-    assert judge("C4", NULL, TRIVIAL, gone, made("C4", 50.0)).gap == 50.0
-    on_top = made("rotation", 45.0, contains=set())  # as good as a model without turns can be
-    assert judge("C4", NULL, TRIVIAL, on_top, made("C4", 50.0)).verdict == "undecided"
-
-
-def test_range_that_went_all_the_way_is_the_group():
-    full = made("rotation", 100.0, contains=TURNS)
-    fits = [NULL, TRIVIAL, full, made("mirror", 20.0)]
-    for symmetry in TURNS:
-        found = judge(symmetry, *fits)
-        assert (found.verdict, found.gap) == ("supported", 80.0)
-    worse_group = judge("SO2", *fits, made("SO2", 60.0))
-    assert (worse_group.verdict, worse_group.gap) == ("supported", 80.0)  # the learned range stands for the group
-
-
-def test_range_that_stopped_half_way_is_no_group():
-    half = made("rotation", 100.0)
-    fits = [NULL, TRIVIAL, half, made("SO2", 60.0)]
-    assert judge("rotation", *fits).verdict == "supported"
-    refused = judge("SO2", *fits)
-    assert (refused.verdict, refused.gap) == ("refused", -40.0)
-    assert judge("C4", *fits).verdict == "refused"
-
-
 def test_certified_needs_the_lower_side_to_clear_every_upper_side():
     clear = judge("C4", NULL, made("trivial", 0.0, upper=29.0), made("C4", 30.0))
     assert clear.certified
@@ -482,9 +280,6 @@ def absent(name: str, contains: set[str]) -> Hypothesis:
     return Hypothesis(name, "group", "polar", print, tuple, ({},), contains=frozenset(contains))
 
 
-TURNS = {"C4", "SO2", "rotation"}
-
-
 @pytest.mark.parametrize(
     ("value", "missing", "changes"),
     [
@@ -508,22 +303,3 @@ def test_what_was_not_fitted_might_have_changed_it(value, missing, changes):
     assert f"{missing.label} failed, and might have changed it" in failed.reason
     assert (omitted.verdict, omitted.certified) == (plain.verdict, False)
     assert f"not compared with {missing.label}" in omitted.reason
-
-
-def test_reason_says_which_ranges_are_left():
-    kept, shut = (Range(m, 0.01, 0.9 * m, 1.1 * m, "grid", saturated=False, zero=m < 0.1) for m in (0.5, 0.02))
-    fits = [made("null", -900.0), made("trivial", -500.0), made("translation", -400.0, base="polar")]
-
-    def reason(**extents: Range) -> str:
-        return verdicts([*fits[:2], replace(fits[2], extents=extents)])["translation"].reason
-
-    assert reason(rows=kept, columns=shut).endswith("10.0 needed; ranges kept: rows; shut off: columns")
-    assert reason(rows=kept, columns=kept).endswith("10.0 needed")
-
-
-def test_composition_whose_ranges_went_to_zero_takes_no_side():
-    """What is left of it has the mirror: were it taken to lack it, the mirror would lose to itself."""
-    plain = [made("null", -900.0), made("trivial", -500.0), made("mirror", -400.0)]
-    closed = replace(made("D4", -395.0, contains=set()), kind="composition")
-    assert verdicts([*plain, closed])["mirror"].verdict == "supported"
-    assert verdicts([*plain, replace(closed, kind="group")])["mirror"].verdict != "supported"
