@@ -314,8 +314,7 @@ def _posterior(selection: "Selection", *names: str) -> tuple[Fit, tuple] | None:
     found = next((f for f in selection.fits if f.name in names), None)
     if found is None:
         return None
-    chosen = next(h for h in selection.hypotheses if h.label == found.label).given(found.learned)
-    return found, chosen.prepare(selection.data)
+    return found, selection.hypothesis(found.label).prepare(selection.data)
 
 
 def poses(selection: "Selection") -> tuple[Tensor, Tensor, str] | None:

@@ -61,8 +61,7 @@ def best_posed(selection: Any, given: Given) -> tuple[Any, Tensor, str] | None:
     found = next((f for f in selection.fits if AXES[f.name]), None)
     if found is None:
         return None
-    chosen = next(h for h in selection.hypotheses if h.label == found.label).given(found.learned)
-    x, parameters, unit = chosen.prepare(selection.data)
+    x, parameters, unit = selection.hypothesis(found.label).prepare(selection.data)
     sites = {name: values.mean() for name, values in found.draws.items()}
     return given(parameters, unit, found.name, sites, len(x)), x, found.label
 

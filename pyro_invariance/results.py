@@ -158,7 +158,7 @@ class Selection:
         """All that is known of the best hypothesis, or of the one named, for ArviZ."""
         chosen = self._fit(label)
         said = {"entry": self.entry, "data": self.data.name, "seed": self.seed, **versions()}
-        return inference_data(chosen, self._hypothesis(chosen), self.data, said, self.seed)
+        return inference_data(chosen, self.hypothesis(label), self.data, said, self.seed)
 
     def _fit(self, label: str | None) -> Fit:
         if label is None:
@@ -168,7 +168,17 @@ class Selection:
                 return f
         raise BadInput(f"hypothesis: got {label!r}; {nearest(label, [f.label for f in self.fits])}")
 
-    def _hypothesis(self, chosen: Fit) -> Hypothesis:
+    def hypothesis(self, label: str | None = None) -> Hypothesis:
+        """The best hypothesis, or the one named, with the parameters that it learned.
+
+        Its `model` takes what its `prepare` makes of data.
+
+        Raises
+        ------
+        BadInput
+            If none of that name was fitted.
+        """
+        chosen = self._fit(label)
         return next(h for h in self.hypotheses if h.label == chosen.label).given(chosen.learned)
 
     @float64()
@@ -178,7 +188,7 @@ class Selection:
         By the best hypothesis or a named one, averaged over the same draws of the hyperparameters as the test scores.
         """
         chosen = self._fit(label)
-        hypothesis = self._hypothesis(chosen)
+        hypothesis = self.hypothesis(label)
         if hypothesis.predict is None:
             raise BadInput(f"hypothesis: {chosen.label!r} offers no predictions")
         item = str(list(self.data.x.shape[1:]))[1:]

@@ -89,8 +89,8 @@ def select(
     if bad := [label for label in labels if not re.fullmatch(r"\w[\w .+-]*", label)]:
         raise BadInput(f"hypotheses: got the name {bad[0]!r}; letters, digits, spaces and . + - are accepted")
     subset = full.subset(datasets.LIMIT, seed)
-    if not own and subset is not full:
-        zoo.choose(subset, model, hypotheses)  # what was drawn may lack what the rest has: said before hours of work
+    if not own and subset is not full:  # what was drawn may lack what the rest has: said before hours of work
+        zoo.choose(subset, model, hypotheses)  # type: ignore[arg-type]
     subset = zoo.taken(subset, chosen, seed)
     if subset.classes is None and float(subset.y.std()) == 0:
         raise BadInput(f"y_train: all values of the {len(subset.y)} items drawn are {float(subset.y[0])}; try a seed")
