@@ -133,7 +133,9 @@ def hypotheses(data: Dataset, nodes: int = NODES, scale: float = 1.0) -> list[Hy
         make("trivial", "none", "plane", FiniteOrbit(Trivial())),
         make("mirror", "group", "plane", mirror),
         make("affine", "augmentation", "plane", box, plane),
-        make("mirror-affine", "composition", "plane", ComposedOrbit(mirror, box), plane),
+        replace(
+            make("mirror-affine", "composition", "plane", ComposedOrbit(mirror, box), plane), ranges_of={"mirror": ()}
+        ),
         replace(make("uneven", "augmentation", "plane", box, plane, ("_left", "_right"), {"affine"}), default=False),
         replace(make("elastic", "augmentation", "plane", SobolOrbit(waves, nodes), waves), default=False),
         make("trivial", "none", "colour", FiniteOrbit(Trivial())),

@@ -49,12 +49,13 @@ from pyro_invariance.datasets import Dataset, from_arrays
 from pyro_invariance.kernels import BLOCK
 from pyro_invariance.molecular import CHAIN, elements_in
 from pyro_invariance.orbit_process import hypothesis
-from pyro_invariance.results import Selection
 from pyro_invariance.typing import BadInput, nearest
 from pyro_invariance.zoo import Card, Hypothesis, Kind
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from pyro_invariance.results import Selection
 
 __all__ = ["CARD", "PICTURES", "PLANTED", "components", "data", "hypotheses", "log_density", "model", "predict"]
 
@@ -206,7 +207,7 @@ def data(planted: str = "E3", seed: int = 0, size: int = 200, test: int = 100) -
     return from_arrays(f"dipoles-{planted}", x[:size], y[:size], x[size:], y[size:], kind="points")
 
 
-def components(selection: Selection) -> "Axes":
+def components(selection: "Selection") -> "Axes":
     """Each dot is a coordinate of a test molecule's dipole: on the line it is right."""
     import matplotlib.pyplot as plt
 

@@ -35,12 +35,13 @@ from pyro_invariance.datasets import Dataset, from_arrays
 from pyro_invariance.force_field import PLANTED, energies, simulated, term
 from pyro_invariance.molecular import BLOCKS, CHAIN, MoleculeKernel, elements_in, moved
 from pyro_invariance.orbit_process import hypothesis, model, predict
-from pyro_invariance.results import Selection
 from pyro_invariance.typing import BadInput
 from pyro_invariance.zoo import Card, Hypothesis
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from pyro_invariance.results import Selection
 
 __all__ = ["CARD", "PICTURES", "PLANTED", "data", "energies", "hypotheses", "model", "predict", "term"]
 
@@ -103,7 +104,7 @@ def data(planted: str = "E3", seed: int = 0, size: int = 500, test: int = 200) -
     return from_arrays(f"molecules-{planted}", x[:size], y[:size], x[size:], y[size:], kind="points")
 
 
-def residuals(selection: Selection) -> "Axes":
+def residuals(selection: "Selection") -> "Axes":
     """Dots are test molecules: nearer to zero is better; bars are two standard deviations and should reach zero."""
     import matplotlib.pyplot as plt
 

@@ -239,8 +239,7 @@ def upright(selection: "Selection", axes: "Axes | None" = None) -> "Axes":
 
 def poses(selection: "Selection") -> tuple[Tensor, Tensor, str] | None:
     """Mean angle of each image `[N]`, radians, its mean resultant length, and the hypothesis that says so."""
-    known = best_posed(selection, given)
-    if known is None or "rotation" not in known[0].decoder.axes:
+    if (known := best_posed(selection, given, "rotation")) is None:
         return None
     posed, x, label = known
     return *posed.pose(x), label

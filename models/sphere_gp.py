@@ -40,7 +40,6 @@ from pyro_invariance import orbit_process, priors
 from pyro_invariance.datasets import Dataset, from_arrays
 from pyro_invariance.numerics import float64
 from pyro_invariance.processes import GaussianProcess
-from pyro_invariance.results import Selection
 from pyro_invariance.sphere import SphereKernel, frame, harmonics, positions, spectrum
 from pyro_invariance.sums import SumKernel
 from pyro_invariance.typing import BadInput, nearest
@@ -48,6 +47,8 @@ from pyro_invariance.zoo import Card, Hypothesis, Kind
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from pyro_invariance.results import Selection
 
 __all__ = ["CARD", "PICTURES", "PLANTED", "data", "hypotheses", "model", "predict"]
 
@@ -214,7 +215,7 @@ def data(planted: str = "zonal", seed: int = 0, size: int = 300, test: int = 200
     return from_arrays(f"sphere_gp-{planted}", x[:size], values[:size], x[size:], values[size:], kind="sphere")
 
 
-def field(selection: Selection) -> "Axes":
+def field(selection: "Selection") -> "Axes":
     """Left the values as they are, right what the best hypothesis expects everywhere, in the same colours."""
     import matplotlib.pyplot as plt
 
@@ -233,7 +234,7 @@ def field(selection: Selection) -> "Axes":
     return pair[1]
 
 
-def axis(selection: Selection) -> "Axes":
+def axis(selection: "Selection") -> "Axes":
     """Each cloud is where the axis of a hypothesis may be, at both its ends: the smaller, the better it is known."""
     import matplotlib.pyplot as plt
 

@@ -24,7 +24,8 @@ ROUNDS, STEPS = 10, 4  # of aligning images with their mean; of Gauss and Newton
 FAR = 10.0  # times the noise, with which the way to a mode has fewer others beside it
 HIDDEN = 32  # units of the network
 LEARNING, DRAWS = 2, 64  # draws for an image, while a decoder learns and then
-REPEATED = 4  # sets of draws that say how far the estimates of a density are off
+REPEATED = 8  # sets of draws that say how far the estimates of a density are off
+APART = 10_007  # between the seeds of those sets, so that they are not the sets of other seeds
 SHARED = 0.25  # of the draws are shared by all modes alike: the range of poses may allow a lesser one only
 REFINED, AGAIN = 3, 51  # steps of learning after which modes are refined, and are sought anew
 WIDER = 2.0  # covariance of the draws over that of the normal approximation, whose tails are too thin
@@ -216,7 +217,7 @@ class Decoder(PyroModule):
         So the errors of images that differ all but cancel [cranley1976randomization, owen2000safe].
         """
         guide, shares = found
-        seed, eps, size = int(self.seed) + other, torch.finfo(x.dtype).eps, self.code + len(self.axes)
+        seed, eps, size = int(self.seed) + APART * other, torch.finfo(x.dtype).eps, self.code + len(self.axes)
         ladder = ((torch.arange(DRAWS).to(x) + 0.5) / DRAWS).expand(len(x), -1).contiguous()
         several = shares.shape[1]
         upto = ((1 - SHARED) * shares.exp() + SHARED / several).cumsum(1)

@@ -202,13 +202,13 @@ def fit(hypothesis: Hypothesis, data: Dataset, seed: int = 0) -> Fit:
     more = posterior(evaluate, scouts, guide, left) if cheap else guide.sample(torch.Size([left]))
     draws = _constrained(log_joint, torch.cat([drawn.z, more]))
     ranges = {name: _range(draws[name], extent) for name, extent in hypothesis.extents.items()}
-    mean, variance, density = _predict(hypothesis, args, [log_joint.unpack(z) for z in drawn.z[:PREDICTIVE]], data)
-    terms = torch.stack([drawn.log_prior, drawn.log_likelihood, drawn.log_guide], 1)
     evidence, (error, loose) = elbo(drawn), log_joint.uncertainty(best.z)
     if error:
         evidence = replace(
             evidence, std_error=math.hypot(evidence.std_error, error), looseness=(evidence.looseness or 0.0) + loose
         )
+    mean, variance, density = _predict(hypothesis, args, [log_joint.unpack(z) for z in drawn.z[:PREDICTIVE]], data)
+    terms = torch.stack([drawn.log_prior, drawn.log_likelihood, drawn.log_guide], 1)
     return Fit(
         label=hypothesis.label,
         name=hypothesis.name,
@@ -293,12 +293,13 @@ def _range(draws: Tensor, extent: Extent) -> Range:
 
 
 def _contains(hypothesis: Hypothesis, ranges: dict[str, Range]) -> frozenset[str]:
-    if ranges and all(r.zero for r in ranges.values()):
-        return hypothesis.fixed
+    held = hypothesis.contains
     wholes = [name for name in ranges if hypothesis.extents[name].whole]  # a shift has no end that is a group
     if wholes and all(_whole(ranges[name], hypothesis.extents[name]) for name in wholes):
-        return hypothesis.contains | hypothesis.saturated
-    return hypothesis.contains
+        held = hypothesis.contains | hypothesis.saturated
+    closed = {name for name, r in ranges.items() if r.zero}
+    of = {symmetry: set(hypothesis.ranges_of.get(symmetry, ranges)) for symmetry in held}
+    return frozenset(symmetry for symmetry in held if not of[symmetry] or of[symmetry] - closed)
 
 
 def _shares(hypothesis: Hypothesis, draws: dict[str, Tensor], ranges: dict[str, Range]) -> dict[str, float]:

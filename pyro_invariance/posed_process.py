@@ -53,12 +53,15 @@ def polar_arrays(images: Images, most: int = 32) -> tuple[Tensor, Tensor, Polar]
     return x, x.square().mean(), polar
 
 
-def best_posed(selection: Any, given: Given) -> tuple[Any, Tensor, str] | None:
+def best_posed(selection: Any, given: Given, axis: str | None = None) -> tuple[Any, Tensor, str] | None:
     """Of a `Selection`: the best hypothesis with a pose at the mean of its sites, its images `[N, D]`, and its label.
+
+    With an axis: the best whose poses have that one.
 
     The first is the distribution that `given` of the entry returns; None if no hypothesis with a pose was fitted.
     """
-    found = next((f for f in selection.fits if AXES[f.name]), None)
+    posed = [f for f in selection.fits if AXES.get(f.name)]
+    found = next((f for f in posed if axis is None or axis in AXES[f.name]), None)
     if found is None:
         return None
     x, parameters, unit = selection.hypothesis(found.label).prepare(selection.data)
@@ -119,6 +122,7 @@ def hypotheses(
 
     def make(name: str, kind: Kind, *contains: str) -> Hypothesis:
         ranges = RANGES.get(name, ())
+        turns = tuple(axis for axis in ranges if axis not in SHIFTS)
         starts = [{axis: begin[axis] for axis in ranges} for begin in (NARROW, WIDE)] if ranges else [{}]
         return Hypothesis(
             name=name,
@@ -129,7 +133,7 @@ def hypotheses(
             starts=tuple({"noise": noise} | start for start in starts),
             contains=frozenset(contains),
             saturated=frozenset({"SO2", *contains} if "rotation" in ranges else ()),
-            fixed=frozenset({"SO2", "rotation"} if name == "SO2-translation" else ()),
+            ranges_of={"translation": SHIFTS, "rotation": turns, "SO2": turns},
             extents={axis: extents[axis] for axis in ranges},
             log_density=partial(log_density, kind=name),
             moved=partial(moved_by_name, name=name),

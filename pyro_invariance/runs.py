@@ -62,10 +62,19 @@ def identity(data: Dataset, entry: str, seed: int, own: list[Hypothesis]) -> dic
 
 
 def source(entry: str) -> str:
-    """Digest of the code of an entry, and of the modules of this package that it is made of."""
-    module = zoo.load(entry)
-    within = {getattr(v, "__module__", None) or "" for v in vars(module).values()} | {module.__name__}
-    return _digest(*(inspect.getsource(sys.modules[n]) for n in sorted(within) if n.startswith("pyro_invariance")))
+    """Digest of the code of an entry, and of the modules of this package that it is made of, directly or not."""
+    left, within = {zoo.load(entry).__name__}, set()
+    while left:
+        within.add(name := left.pop())
+        left |= {n for v in vars(sys.modules[name]).values() if (n := _home(v)).startswith("pyro_invariance")} - within
+    return _digest(*(inspect.getsource(sys.modules[name]) for name in sorted(within)))
+
+
+def _home(value: Any) -> str:
+    """Name of the module that a value is, or was made in."""
+    value = value.func if isinstance(value, partial) else value
+    name = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
+    return name if isinstance(name, str) else ""
 
 
 def _digest(*parts: str) -> str:

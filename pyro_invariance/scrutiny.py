@@ -90,22 +90,25 @@ def scrutinise(
 def _scrutinise(
     hypothesis: Hypothesis, f: Fit, data: Dataset, seed: int, upper: bool, posterior: bool
 ) -> tuple[Fit, dict[str, Agreement]]:
-    if upper and not f.learned:  # of what was learned, nothing is known to be at its best
-        top = max(f.upper, upper_side(hypothesis, data, seed))
+    top = upper_side(hypothesis, data, seed) if upper and not f.learned else None  # nothing learned is at its best
+    if top is not None:
+        top = max(f.upper, top)
         f = replace(f, upper=top, evidence=replace(f.evidence, upper=top))
     return f, posterior_agreement(hypothesis, data, seed) if posterior else {}
 
 
 @float64()
-def upper_side(hypothesis: Hypothesis, data: Dataset, seed: int) -> float:
+def upper_side(hypothesis: Hypothesis, data: Dataset, seed: int) -> float | None:
     """Largest log likelihood over the hyperparameters that a dense search finds, nats (type II).
 
-    Under a proper prior the evidence is no larger.  Climbs from draws of the prior on a few items first; the best
-    distinct tops are climbed again on all of them.
+    Under a proper prior the evidence is no larger; None where the likelihood is an estimate.  Climbs from draws of
+    the prior on a few items first; the best distinct tops are climbed again on all of them.
     """
     small = data.subset(FEW, seed)
     small = small if torch.isfinite(small.targets).all() else data
     few, every = (LogJoint(hypothesis.model, hypothesis.prepare(part)) for part in (small, data))
+    if every.estimated:
+        return None
     starts = [few.pack(dict(start)) for start in hypothesis.starts] + list(prior_draws(few, STARTS, seed))
     climbed = [maximise(few, z, prior=False, gtol=0.5, max_iter=40) for z in starts]
     tops: list[Tensor] = []

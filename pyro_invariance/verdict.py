@@ -129,7 +129,7 @@ def _contrast(symmetry: str, fits: list[Fit], null: Fit | None) -> Verdict:
             return say("undecided", f"no hypothesis of the {base} base without it was fitted")
         without = max(lacking, key=lambda f: f.evidence.value)
         if not having:
-            zero = any(symmetry in f.claims and not f.contains for f in inside)
+            zero = any(symmetry in f.claims and any(r.zero for r in f.extents.values()) for f in inside)
             reason = (
                 "its learned range went to zero: it is its own trivial"
                 if zero

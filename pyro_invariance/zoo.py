@@ -70,10 +70,11 @@ class Hypothesis:
         Elementary symmetries that the hypothesis holds.
     saturated : frozenset of str
         Those it holds as well when every extent that ends in a whole group reaches it.
-    fixed : frozenset of str
-        Those it still holds when every extent went to zero.
     extents : mapping of str to Extent
         Sites that are learned ranges.
+    ranges_of : mapping of str to tuple of str
+        Extents of a symmetry, which is no longer held when all of them went to zero; none for one that has no range.
+        All extents are those of a symmetry that is not named.
     predict : callable, optional
         `(args, draws, inputs) -> (mean [D, M, O], variance [D, M])` for draws of the sites.
     log_density : callable, optional
@@ -105,8 +106,8 @@ class Hypothesis:
     starts: tuple[Mapping[str, float], ...]
     contains: frozenset[str] = frozenset()
     saturated: frozenset[str] = frozenset()
-    fixed: frozenset[str] = frozenset()
     extents: Mapping[str, Extent] = field(default_factory=dict)
+    ranges_of: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     predict: Callable[[tuple, list[dict[str, Tensor]], Tensor], tuple[Tensor, Tensor]] | None = None
     log_density: Callable[[tuple, list[dict[str, Tensor]], Tensor, Tensor], Tensor] | None = None
     memory: Callable[[Dataset], int] = lambda data: 0

@@ -1,19 +1,24 @@
 """A neural decoder in an unknown pose: bounds against exact values, and poses that are found."""
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pyro
 import pytest
 import torch
+from pyro import poutine
 from pyro.distributions import Normal, TorchDistribution
 from scipy import stats
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
+from pyro_invariance import evidence
 from pyro_invariance.canonical import PERIODS, Decoder, PosedDecoded, aligned, peaks
 from pyro_invariance.densities import SoftUniform
 from pyro_invariance.evidence.base import LogJoint
+from pyro_invariance.evidence.problem import Problem
 from pyro_invariance.representations import Torus
 from pyro_invariance.typing import BadInput
 
@@ -91,12 +96,15 @@ def test_evidence_is_a_tight_lower_bound(axes, float64):
     assert np.mean(weighted) - np.mean(bounds) > Z * np.std(np.subtract(weighted, bounds)) / len(bounds) ** 0.5
 
 
-@pytest.mark.parametrize("axes", [(), ("rotation",)])
-def test_error_of_importance_is_known(axes, float64):
-    """The spread of the log likelihood over seeds is the error that one seed tells; looseness is part of the bias."""
-    decoder, posed = linear(axes), PosedDecoded(linear(axes), NOISE, ranges(axes), count=40)
+@pytest.mark.parametrize(("axes", "times"), [((), 1), (("rotation",), 1), (("rotation",), 10)])
+def test_error_of_importance_is_known(axes, times, float64):
+    """The spread of the log likelihood over seeds is the error that one seed tells, of equal images as well.
+
+    What is loose is part of the bias.
+    """
+    decoder, posed = linear(axes), PosedDecoded(linear(axes), NOISE, ranges(axes), count=40 // times)
     torch.manual_seed(3)
-    x = posed.sample()
+    x = posed.sample().repeat(times, 1)
 
     def model() -> None:
         with pyro.plate("images", len(x)):
@@ -104,23 +112,54 @@ def test_error_of_importance_is_known(axes, float64):
 
     log_joint = LogJoint(model)
     totals, told = [], []
-    for seed in range(16):
+    for seed in range(32):
         decoder.seed.fill_(10 * seed)
         decoder.kept = None
         told.append(log_joint.uncertainty(torch.zeros(0)))
         totals.append(float(log_joint.terms(torch.zeros(0))[1]))
     errors, loose = np.array(told).T
     ratio = np.var(totals, ddof=1) / np.mean(errors**2)
-    low, high = stats.chi2(len(totals) - 1).ppf([ALPHA / 2, 1 - ALPHA / 2]) / (len(totals) - 1)
+    low, high = stats.f(len(totals) - 1, 7 * len(totals)).ppf([ALPHA / 2, 1 - ALPHA / 2])
     assert low < ratio < high
-    assert not low < 9 * ratio < high  # a mutant: an error of a third
+    for mutant in (1 / 3, 3):  # times the error
+        assert not low < ratio / mutant**2 < high
     error = np.std(totals) / len(totals) ** 0.5
     assert 0 < loose.mean() < float(exact(x, axes).sum()) - np.mean(totals) + Z * error
 
 
 def test_density_that_is_no_estimate_has_no_error(float64):
     log_joint = LogJoint(lambda: pyro.sample("x", Normal(0.0, 1.0), obs=torch.tensor(1.0)))
+    assert log_joint.estimated == set()
     assert log_joint.uncertainty(torch.zeros(0)) == (0.0, 0.0)
+
+
+def test_error_of_what_is_scaled_masked_or_wrapped(float64):
+    decoder = linear(("rotation",))
+    x = PosedDecoded(decoder, NOISE, ranges(("rotation",)), count=6).sample()
+
+    def told(handler: Callable = lambda model: model, events: int = 0) -> tuple[float, float]:
+        def model() -> None:
+            posed = PosedDecoded(decoder, NOISE, ranges(("rotation",)), count=6)
+            pyro.sample("x", posed.to_event(events), obs=x)
+
+        return LogJoint(handler(model)).uncertainty(torch.zeros(0))
+
+    plain = told()
+    assert plain[0] > 0
+    assert told(events=1) == pytest.approx(plain)
+    assert told(partial(poutine.scale, scale=3.0)) == pytest.approx((3 * plain[0], 3 * plain[1]))
+    assert told(partial(poutine.mask, mask=torch.tensor(False))) == (0.0, 0.0)
+
+
+def test_an_estimate_is_not_exact(float64):
+    x = PosedDecoded(linear(()), NOISE, count=4).sample()
+
+    def model() -> None:
+        with pyro.plate("images", 4):
+            pyro.sample("x", PosedDecoded(linear(()), NOISE, count=4), obs=x)
+
+    with pytest.raises(BadInput, match="exact: the density of site 'x' is an estimate"):
+        evidence.exact(Problem(model, ()))
 
 
 def test_a_guide_that_goes_around_counts_no_pose_twice(float64):

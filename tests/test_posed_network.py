@@ -1,11 +1,14 @@
 """Poses of things that bend are found from images alone, and a pose is refused where there is none."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
 from benchmarks.cases import FOLDER
 from pyro_invariance import from_arrays, select
+from pyro_invariance.evidence.base import LogJoint
 from pyro_invariance.numerics import float64
 from pyro_invariance.posed_process import best_posed
 from pyro_invariance.report import report
@@ -57,8 +60,15 @@ def test_poses_are_worth_something_and_are_found(run):
     assert float(ENTRY.poses(selection)[1].median()) > 0.95
     evidence, terms = selection.best.evidence, selection.best.weighted[:, -3:]
     alone = float((terms[:, 0] + terms[:, 1] - terms[:, 2]).std()) / len(terms) ** 0.5
-    assert evidence.std_error > 3 * alone  # most of it is the error of importance
-    assert evidence.looseness > 0.05
+    chosen = selection.hypothesis()
+    with float64():
+        log_joint = LogJoint(chosen.model, chosen.prepare(selection.data))
+        error, loose = log_joint.uncertainty(selection.best.weighted[0, :-3])  # near the mode, where it was told
+    assert error > 3 * alone  # most of it is the error of importance
+    assert evidence.std_error == pytest.approx(math.hypot(alone, error), rel=0.2)
+    assert evidence.looseness == pytest.approx(loose, abs=0.1)
+    with pytest.raises(BadInput, match="hypothesis: got 'rotated'"):
+        selection.hypothesis("rotated")
     others = ENTRY.data("rotation-translation", seed=1, size=60, test=4)  # whose values are their angles
     with float64():
         found = best_posed(selection, ENTRY.given)[0].pose(ENTRY.arrays(others.x)[0].flatten(1))[0]

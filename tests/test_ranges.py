@@ -85,11 +85,36 @@ def test_a_range_that_ends_in_no_group_does_not_keep_another_from_being_whole():
 def test_what_is_no_range_stays_when_all_ranges_are_closed():
     """Any turn, and shifts that went to zero: any turn, and on that side of its verdict."""
     shift = Extent("rows", "grid", upper=0.5, reach=0.48, whole=False, resolution=0.02)
-    hypothesis = replace(ranged(rows=shift), saturated=frozenset(), fixed=frozenset(TURNS))
-    held = fitting._contains(hypothesis, {"rows": fitting._range(posterior(0.0, 0.01), shift)})
+    names = frozenset({*TURNS, "translation"})
+    hypothesis = replace(ranged(rows=shift), contains=names, ranges_of=dict.fromkeys(TURNS, ()))
+    shut = fitting._range(posterior(0.0, 0.01), shift)
+    held = fitting._contains(hypothesis, {"rows": shut})
     assert held == TURNS
-    closed = replace(made("SO2", 40.5, contains=set(held)), label="SO2-translation")
-    assert judge("SO2", NULL, TRIVIAL, made("SO2", 40.0), closed).verdict == "supported"
+    closed = replace(
+        made("SO2", 40.5, contains=set(held)), label="SO2-translation", claims=names, extents={"rows": shut}
+    )
+    fits = NULL, TRIVIAL, made("SO2", 40.0), closed
+    assert judge("SO2", *fits).verdict == "supported"
+    assert "went to zero" in judge("translation", *fits).reason
+
+
+def test_symmetry_whose_own_range_was_closed_is_not_held():
+    """Turns and shifts with a range each: what is left is credited to those that are left."""
+    shift = Extent("rows", "grid", upper=0.5, reach=0.48, whole=False, resolution=0.02)
+    of = {"rotation": ("rotation",), "SO2": ("rotation",), "C4": ("rotation",), "translation": ("rows",)}
+    both = replace(ranged(rotation=WHOLE, rows=shift), contains=frozenset({"rotation", "translation"}), ranges_of=of)
+    turns = {name: fitting._range(posterior(*d), WHOLE) for name, d in (("shut", (0.0, 0.01)), ("some", (1.0, 2.0)))}
+    turns["any"] = fitting._range(posterior(2.4, 3.0), WHOLE)
+    shifts = {name: fitting._range(posterior(*d), shift) for name, d in (("shut", (0.0, 0.01)), ("some", (0.2, 0.3)))}
+    for turn, rows, held in (
+        ("some", "some", {"rotation", "translation"}),
+        ("shut", "some", {"translation"}),
+        ("some", "shut", {"rotation"}),
+        ("any", "shut", TURNS),
+        ("any", "some", {*TURNS, "translation"}),
+        ("shut", "shut", set()),
+    ):
+        assert fitting._contains(both, {"rotation": turns[turn], "rows": shifts[rows]}) == held
 
 
 @pytest.mark.parametrize(("saturated", "verdict"), [(True, "supported"), (False, "undecided")])
@@ -102,7 +127,8 @@ def test_range_that_may_be_whole_is_on_neither_side(saturated, verdict):
 
 
 def test_range_that_went_to_zero_is_its_trivial():
-    gone = made("rotation", -2.0, contains=set())
+    shut = {"rotation": fitting._range(posterior(0.0, 0.01), WHOLE)}
+    gone = replace(made("rotation", -2.0, contains=set()), extents=shut)
     found = judge("rotation", NULL, TRIVIAL, gone)
     assert (found.verdict, found.gap) == ("undecided", None)
     assert "went to zero" in found.reason

@@ -1,5 +1,6 @@
 """The run folder: what is in it belongs to one run, survives an interruption and is never executed."""
 
+import inspect
 import math
 import os
 import pickle
@@ -108,6 +109,24 @@ def test_folder_of_another_run_is_refused(change, tiny, copy, fitted, monkeypatc
     assert "another folder" in message
     assert fitted == []
     assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("entry", "module"),
+    [
+        ("posed_network", "priors"),  # imported as a module
+        ("latent_pose", "posed_process"),  # as partial functions
+        ("latent_pose", "priors"),  # by another module
+        ("orbit_gp", "kernels"),
+    ],
+)
+def test_identity_covers_what_an_entry_is_made_of(entry, module, monkeypatch):
+    before, getsource = runs.source(entry), inspect.getsource
+    other = f"pyro_invariance.{module}"
+    monkeypatch.setattr(runs.inspect, "getsource", lambda m: "another" if m.__name__ == other else getsource(m))
+    assert runs.source(entry) != before
+    monkeypatch.setattr(runs.inspect, "getsource", lambda m: "another" if "report" in m.__name__ else getsource(m))
+    assert runs.source(entry) == before
 
 
 def test_folder_that_holds_something_else_is_refused(tiny, tmp_path, fitted):

@@ -8,7 +8,9 @@ from typing import Any, Literal, get_args
 
 import torch
 from pyro import poutine
+from pyro.distributions.torch import Independent
 from pyro.distributions.torch_distribution import ExpandedDistribution
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import biject_to
@@ -199,6 +201,8 @@ class LogJoint:
         Of each continuous site, from unconstrained space, and there.
     summed : set of str
         Sites that are summed out.
+    estimated : set of str
+        Observed sites whose density is itself an estimate: their distribution has `log_probs`, see `uncertainty`.
     nesting : int
         Depth of the plates.
     """
@@ -208,6 +212,7 @@ class LogJoint:
     transforms: dict = field(init=False)
     shapes: dict = field(init=False)
     summed: set[str] = field(init=False)
+    estimated: set[str] = field(init=False)
     nesting: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -215,6 +220,7 @@ class LogJoint:
         require_no_parameters(name for name, site in trace.nodes.items() if site["type"] == "param")
         self.transforms, self.shapes = {}, {}
         self.summed, self.nesting = set(), -1 - free_dim(trace)
+        self.estimated = {name for name in trace.observation_nodes if _estimates(trace.nodes[name]["fn"])}
         for name in trace.stochastic_nodes:
             site: Any = trace.nodes[name]
             if site["infer"].get("enumerate") == "parallel":
@@ -263,23 +269,22 @@ class LogJoint:
         r"""Standard error of the log likelihood, and what it is too low by on average, nats.
 
         Both are zero, but where the density of an observed site is itself an estimate :math:`\hat p`: its distribution
-        has `log_probs(value)`, :math:`\log \hat p_r`, `r = 1 ... R`, independent of each other.  Summed over data are
+        has `log_probs(value)` `[R, N]`, :math:`\log \hat p_{rn}`, independent over `r`.  They are
 
-        .. math:: \operatorname{var}_r \log \hat p_r, \qquad
-            \log \tfrac1R \sum_r \hat p_r - \tfrac1R \sum_r \log \hat p_r
+        .. math:: \operatorname{sd}_r \sum_n \log \hat p_{rn}, \qquad
+            \sum_n \Big(\log \tfrac1R \sum_r \hat p_{rn} - \tfrac1R \sum_r \log \hat p_{rn}\Big)
 
-        of which the second is at most the whole of it [burda2016importance].
+        of which the second is at most the whole of it, on average [burda2016importance].
         """
-        variance = loose = 0.0
-        for site in samples(self.evaluate(z)[2]).values():
-            fn: Any = site["fn"]
-            while isinstance(fn, ExpandedDistribution):  # by a plate
-                fn = fn.base_dist
-            if site["is_observed"] and hasattr(fn, "log_probs"):
-                logs = fn.log_probs(site["value"])
-                variance += float(logs.var(0).sum())
-                loose += float((logs.logsumexp(0) - math.log(len(logs)) - logs.mean(0)).sum())
-        return math.sqrt(variance), loose
+        if not self.estimated:
+            return 0.0, 0.0
+        sites, totals, loose = samples(self.evaluate(z)[2]), torch.zeros(()), 0.0
+        for site in (sites[name] for name in self.estimated):
+            logs = _estimates(site["fn"])(site["value"])  # type: ignore[misc]  # as one of those
+            short = logs.logsumexp(0) - math.log(len(logs)) - logs.mean(0)
+            logs, short = (scale_and_mask(values, site["scale"], site["mask"]) for values in (logs, short))
+            totals, loose = totals + logs.flatten(1).sum(1), loose + float(short.sum())
+        return float(totals.std()), loose
 
     def evaluate(self, z: Tensor) -> tuple[Tensor, Tensor, poutine.Trace, list[Part]]:
         """Log prior density and log likelihood as in `terms`, and the run of the model that they come from."""
@@ -302,6 +307,14 @@ class LogJoint:
         for part in parts:
             prior, likelihood = prior + part.log_prior, likelihood + part.log_likelihood
         return prior.to(z), likelihood.to(z), trace, parts
+
+
+def _estimates(fn: Any) -> Callable[[Tensor], Tensor] | None:
+    """What gives independent estimates of the log density of a site, if that is an estimate."""
+    while isinstance(fn, ExpandedDistribution | Independent):
+        fn = fn.base_dist
+    found = getattr(fn, "log_probs", None)
+    return found if callable(found) else None
 
 
 def require_no_parameters(found: Iterable[str]) -> None:

@@ -26,7 +26,7 @@ def exact(problem: Problem, *, seed: int = 0) -> Evidence:
     Raises
     ------
     BadInput
-        Naming the continuous site that is left.
+        Naming the continuous site that is left, or one whose density is itself an estimate.
     """
     start = time.perf_counter()
     checked_call(problem, seed)  # as for the other estimators; nothing here is random
@@ -54,5 +54,7 @@ def _sum(problem: Problem) -> float:
                 f"exact: site {name!r} is not finite, and the model offers no log_evidence(*args); elbo, iwae, psis, "
                 "laplace, ais and bdmc can serve"
             )
+    if estimated := ", ".join(sorted(problem.log_joint.estimated)):
+        raise BadInput(f"exact: the density of site {estimated!r} is an estimate (its distribution has log_probs)")
     with named("model"):
         return float(problem.log_joint.terms(torch.zeros(0))[1])
