@@ -82,7 +82,7 @@ class Fit:
         Lower bound on the log evidence; its restart spread is that of the starts that were climbed to the best basin,
         None where only one was, because the starts had met on a few images before.
     upper : float
-        Type-II maximum, an upper side up to its optimiser, nats.
+        Type-II maximum, an upper side up to its optimiser (none, where the likelihood is itself an estimate), nats.
     other_optima : list of dict
         Modes of starts that ended elsewhere: their extents and how many nats worse.
     extents : dict of str to Range
