@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -63,10 +64,10 @@ def examine(
     if name not in hypotheses:
         raise BadInput(f"hypothesis: got {name!r}; {nearest(name, hypotheses)}")
     chosen, data = hypotheses[name], every.get(name, every["none"])
-    fitted = fit(chosen, data, seed)
-    chosen = chosen.given(fitted.learned)
+    chosen = chosen.given(fit(chosen, data, seed).learned)
     yield _tails(chosen, data, seed)
-    yield from (check for check in [_coverage(fitted, data)] if check)
+    if chosen.predict and data.classes is None:
+        yield _coverage(*_usual(module, name, seed))
     for label, h in hypotheses.items():
         plain = next((p for p in hypotheses.values() if p.kind == "none" and p.base == h.base), None)
         whole = h.kind == "group" and not h.extents and h.moved and h.predict
@@ -95,13 +96,19 @@ def _tails(hypothesis: Hypothesis, data: Dataset, seed: int) -> Check:
     return Check(name, f"{khat:.2f} from {evidence.draws} draws", f"<= {KHAT}", khat <= KHAT)
 
 
-def _coverage(fitted: Fit, data: Dataset) -> Check | None:
+def _usual(module: ModuleType, name: str, seed: int) -> tuple[Fit, Dataset]:
+    """A fit to as many items as the entry simulates by default; from few, predictions are those of the prior."""
+    data = module.data(name if name in module.PLANTED else "none", seed, test=TEST)
+    hypotheses = {h.label: h for h in module.hypotheses(data)}
+    data = zoo.taken(data, hypotheses.values(), seed)
+    return fit(hypotheses[name], data, seed), data
+
+
+def _coverage(fitted: Fit, data: Dataset) -> Check:
     """Expected calibration error of the predictive distribution of values.
 
     Predictions of one function depend on each other, so that the limit is a figure and no test.
     """
-    if data.classes is not None or len(fitted.test_mean) == 0:
-        return None
     truth = data.encode(data.y_test)
     share = torch.special.ndtr((truth - fitted.test_mean) / fitted.test_variance.sqrt()[:, None]).flatten().numpy()
     error = _gap(share)
