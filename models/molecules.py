@@ -20,7 +20,8 @@ that z is a direction of its own, and so on.
 
 Limitations: Gaussian noise of one variance, at least 1 % of the spread of the energies; mirrors are those of all space,
 so that a field refuses them too; histograms over pairs and triples do not tell all molecules apart; z is the one axis;
-errors of smooth energies are about two thirds of what is predicted; exact inference, 2,000 molecules.
+errors of smooth energies are smaller than predicted, two thirds of it from 60 molecules and 0.9 from 400; exact
+inference, 2,000 molecules.
 
 References: [huo2022unified], [villar2021scalars], [bartok2013representing], [rupp2012fast].
 """
@@ -66,7 +67,7 @@ CARD = Card(
         "noise of at least 1 % of the spread of the energies",
         "a field refuses all mirrors, those that leave it alone as well",
         "histograms of pairs and triples do not tell all molecules apart",
-        "errors of smooth energies are about two thirds of what is predicted",
+        "errors of smooth energies are smaller than predicted, two thirds of it from 60 molecules and 0.9 from 400",
     ),
 )
 
