@@ -49,6 +49,8 @@ class Range:
         Whether the interval touches the end of what the orbit reaches: read the range as "at least".
     zero : bool
         Whether the range cannot be told from a point.
+    whole : bool
+        Whether that end is a whole group.
     """
 
     mean: float
@@ -58,6 +60,7 @@ class Range:
     unit: str
     saturated: bool
     zero: bool
+    whole: bool = True
 
     @property
     def undetermined(self) -> bool:
@@ -289,7 +292,8 @@ def _constrained(log_joint: LogJoint, z: Tensor) -> dict[str, Tensor]:
 def _range(draws: Tensor, extent: Extent) -> Range:
     lower, upper = draws.quantile(torch.tensor([0.025, 0.975], dtype=draws.dtype)).tolist()
     mean, sd = float(draws.mean()), float(draws.std())
-    return Range(mean, sd, lower, upper, extent.unit, upper >= extent.reach, mean < extent.resolution)
+    reached, closed = upper >= extent.reach, mean < extent.resolution
+    return Range(mean, sd, lower, upper, extent.unit, reached, closed, extent.whole)
 
 
 def _contains(hypothesis: Hypothesis, ranges: dict[str, Range]) -> frozenset[str]:

@@ -289,7 +289,7 @@ class Selection:
 
 
 def _plain_range(r: Any) -> dict[str, Any]:
-    return {k: v for k, v in vars(r).items() if k != "zero"}
+    return {k: v for k, v in vars(r).items() if k not in ("zero", "whole")}
 
 
 def describe_extents(f: Fit) -> str:

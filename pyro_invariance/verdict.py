@@ -110,7 +110,7 @@ def _lacks(f: Fit, symmetry: str) -> bool:
     On neither side are a range that may have reached the whole group, and a composition whose ranges went to zero: what
     is left of it is another hypothesis of the base.
     """
-    may_have = symmetry in f.claims and any(r.saturated for r in f.extents.values())
+    may_have = symmetry in f.claims and any(r.saturated and r.whole for r in f.extents.values())
     closed = f.kind == "composition" and bool(f.claims) and not f.contains
     return symmetry not in f.contains and not may_have and not closed
 
@@ -129,7 +129,7 @@ def _contrast(symmetry: str, fits: list[Fit], null: Fit | None) -> Verdict:
             return say("undecided", f"no hypothesis of the {base} base without it was fitted")
         without = max(lacking, key=lambda f: f.evidence.value)
         if not having:
-            zero = any(symmetry in f.claims and any(r.zero for r in f.extents.values()) for f in inside)
+            zero = any(symmetry in f.claims and f.extents and all(r.zero for r in f.extents.values()) for f in inside)
             reason = (
                 "its learned range went to zero: it is its own trivial"
                 if zero

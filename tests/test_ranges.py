@@ -126,6 +126,19 @@ def test_range_that_may_be_whole_is_on_neither_side(saturated, verdict):
     assert judge("rotation", *fits).verdict == "supported"
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_range_of_shifts_that_ends_where_it_may_is_no_turn(whole):
+    """Some turns and shifts up to their end lack the other turns; any turn with them is then worse."""
+    ends = {
+        "rotation": Range(0.8, 0.05, 0.7, 0.9, "rad", saturated=False, zero=False),
+        "rows": Range(0.48, 0.01, 0.46, 0.5, "grid", saturated=True, zero=False, whole=whole),
+    }
+    names = frozenset({*TURNS, "translation"})
+    some = replace(made("rotation", 90.0, contains={"rotation", "translation"}), claims=names, extents=ends)
+    found = judge("SO2", NULL, TRIVIAL, some, made("SO2", 60.0))
+    assert found.verdict == ("supported" if whole else "refused")  # a mutant: the end taken for a group
+
+
 def test_range_that_went_to_zero_is_its_trivial():
     shut = {"rotation": fitting._range(posterior(0.0, 0.01), WHOLE)}
     gone = replace(made("rotation", -2.0, contains=set()), extents=shut)
