@@ -128,8 +128,20 @@ class Decoder(PyroModule):
 
     def view(self, u: Tensor) -> Tensor:
         """Images `[*B, S S]` of codes and poses `[*B, d + P]`."""
-        pose = {name: u[..., self.code + i] * self.unit[name] for i, name in enumerate(self.axes)}
-        return Torus().move(self.decode(u[..., : self.code]), **pose).flatten(-2)
+        return self._moved(self.decode(u[..., : self.code]), u[..., self.code :])
+
+    def _moved(self, upright: Tensor, pose: Tensor) -> Tensor:
+        """Images `[*B, S S]` of upright ones `[*B, S, S]` in poses `[*B, P]`."""
+        named = {name: pose[..., i] * self.unit[name] for i, name in enumerate(self.axes)}
+        return Torus().move(upright, **named).flatten(-2)
+
+    def _jacobian(self, u: Tensor) -> Tensor:
+        """Of `view` `[N, S S, d + P]`; what is moved by a code moves as an image does, at less than half the cost."""
+        z, pose = u[:, : self.code], u[:, self.code :]
+        by_code = self._moved(vmap(jacfwd(self.decode))(z).movedim(-1, 1), pose[:, None]).mT
+        if not self.axes:
+            return by_code
+        return torch.cat([by_code, vmap(jacfwd(self._moved, 1))(self.decode(z), pose)], -1)
 
     @torch.no_grad()
     def rescale(self, unit: Tensor) -> None:
@@ -159,17 +171,20 @@ class Decoder(PyroModule):
         precision = torch.cat([torch.ones(self.code).to(x), torch.zeros(len(self.axes)).to(x)])
         least = torch.cat([torch.zeros(self.code).to(x), (KNOWN / self.periods).square()])
 
-        def misfit(u: Tensor) -> Tensor:
-            return (x - self.view(u)).square().sum(-1) / variance + (precision * u.square()).sum(-1)
+        def seen(u: Tensor) -> tuple[Tensor, Tensor]:
+            left = x - self.view(u)
+            return left, left.square().sum(-1) / variance + (precision * u.square()).sum(-1)
 
-        now, curvature = misfit(u), torch.empty(0)
+        (left, now), curvature = seen(u), torch.empty(0)
         for _ in range(steps):
-            jacobian = vmap(jacfwd(self.view))(u)  # [N, S S, d + P]
+            jacobian = self._jacobian(u)
             curvature = jacobian.mT @ jacobian / variance + torch.maximum(precision, least).diag()
-            pull = (jacobian.mT @ (x - self.view(u))[..., None])[..., 0] / variance - precision * u
+            pull = (jacobian.mT @ left[..., None])[..., 0] / variance - precision * u
             ahead = u + torch.linalg.solve(curvature, pull)
-            after = misfit(ahead)
-            u, now = torch.where((after < now)[:, None], ahead, u), torch.minimum(after, now)
+            left_ahead, after = seen(ahead)
+            nearer = (after < now)[:, None]
+            u, left = torch.where(nearer, ahead, u), torch.where(nearer, left_ahead, left)
+            now = torch.minimum(after, now)
         return u, curvature, -now
 
     @torch.no_grad()
