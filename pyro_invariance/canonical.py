@@ -23,7 +23,9 @@ TURNS, QUARTERS = 64, 4  # that the largest correlation is sought on; a mode is 
 ROUNDS, STEPS = 10, 4  # of aligning images with their mean; of Gauss and Newton
 FAR = 10.0  # times the noise, with which the way to a mode has fewer others beside it
 HIDDEN = 32  # units of the network
-LEARNING, DRAWS = 2, 64  # draws for an image, while a decoder learns and then
+LEARNING, DRAWS = 2, 64  # draws for an image: while a decoder learns; then, from each guide
+ANOTHER = 2.0  # times the noise that a guide takes there to be, or less than that by as much: a guide of its own
+ROUNDING = 1e-6  # of that noise, that images are taken to leave at least
 REPEATED = 8  # sets of draws that say how far the estimates of a density are off
 APART = 10_007  # between the seeds of those sets, so that they are not the sets of other seeds
 SHARED = 0.25  # of the draws are shared by all modes alike: the range of poses may allow a lesser one only
@@ -188,12 +190,12 @@ class Decoder(PyroModule):
         return u, curvature, -now
 
     @torch.no_grad()
-    def modes(self, x: Tensor) -> Modes:
+    def modes(self, x: Tensor, variance: Tensor) -> Modes:
         """Normal approximations `[N, K]` of the posterior around modes of images `[N, S S]`, and log shares of them."""
         begin = self.begin(x)
         shape, each, u = begin.shape[:2], x.repeat_interleave(begin.shape[1], 0), begin.flatten(0, 1)
-        u, _, _ = self.refine(each, u, FAR * self.variance, STEPS)
-        u, curvature, twice = self.refine(each, u, self.variance, STEPS)
+        u, _, _ = self.refine(each, u, FAR * variance, STEPS)
+        u, curvature, twice = self.refine(each, u, variance, STEPS)
         found = MultivariateNormal(u, precision_matrix=curvature)
         shares = 0.5 * twice + found.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         wide = math.sqrt(WIDER) * found.scale_tril.unflatten(0, shape)
@@ -208,10 +210,25 @@ class Decoder(PyroModule):
             self.variance = variance.detach()
             return self._learning(x)
         if self.kept is None or not torch.equal(self.kept[0], x):
-            found = self.modes(x)
+            found = self._guides(x)
             self.kept = x, found, self._draws(x, found)
         _, found, first = self.kept
         return self._draws(x, found, other) if other else first
+
+    @torch.no_grad()
+    def _guides(self, x: Tensor) -> Modes:
+        """Modes at the noise of the images that were learned from and, if these images leave another one, at that too.
+
+        The same draws serve all values of the noise, and those of one guide are too wide or too narrow for far ones.
+        """
+        learned = self.modes(x, self.variance)
+        left = (x - self.view(_best(learned))).square().sum() / (x.numel() - learned[0].loc[:, 0].numel())
+        left = left.clamp_min(ROUNDING * self.variance)
+        if max(left / self.variance, self.variance / left) < ANOTHER:
+            return learned
+        guides, shares = zip(learned, self.modes(x, left), strict=True)
+        loc, scale_tril = (torch.cat([getattr(g, name) for g in guides], 1) for name in ("loc", "scale_tril"))
+        return MultivariateNormal(loc, scale_tril=scale_tril), torch.cat(shares, 1) - math.log(len(guides))
 
     def _learning(self, x: Tensor) -> Looked:
         with torch.no_grad():
@@ -233,12 +250,13 @@ class Decoder(PyroModule):
         """
         guide, shares = found
         seed, eps, size = int(self.seed) + APART * other, torch.finfo(x.dtype).eps, self.code + len(self.axes)
-        ladder = ((torch.arange(DRAWS).to(x) + 0.5) / DRAWS).expand(len(x), -1).contiguous()
         several = shares.shape[1]
+        count = DRAWS * several // (QUARTERS if "rotation" in self.axes else 1)
+        ladder = ((torch.arange(count).to(x) + 0.5) / count).expand(len(x), -1).contiguous()
         upto = ((1 - SHARED) * shares.exp() + SHARED / several).cumsum(1)
         chosen = torch.searchsorted(upto, ladder).clamp_max(several - 1)  # [N, S]
         counts = nn.functional.one_hot(chosen, several).sum(1)
-        points = SobolEngine(size, scramble=True, seed=seed).draw(DRAWS, dtype=x.dtype).to(x)
+        points = SobolEngine(size, scramble=True, seed=seed).draw(count, dtype=x.dtype).to(x)
         generator = torch.Generator().manual_seed(seed)
         across = torch.randn(x.shape[1], size, generator=generator, dtype=x.dtype).to(x)
         shift = ACROSS * nn.functional.normalize(x) @ across  # [N, d + P]
@@ -249,7 +267,7 @@ class Decoder(PyroModule):
         around = torch.cat([torch.zeros(self.code).to(x), self.periods])
         apart = apart - around * torch.where(around > 0, apart / around, 0.0).round()
         log_guide = MultivariateNormal(torch.zeros(size).to(x), scale_tril=guide.scale_tril[:, None]).log_prob(apart)
-        log_guide = (log_guide + (counts / DRAWS).log()[:, None]).logsumexp(-1)
+        log_guide = (log_guide + (counts / count).log()[:, None]).logsumexp(-1)
         return self._looked(x, u.movedim(1, 0), log_guide.T)
 
     def _looked(self, x: Tensor, u: Tensor, log_guide: Tensor) -> Looked:
@@ -259,12 +277,17 @@ class Decoder(PyroModule):
     @torch.no_grad()
     def centred(self, x: Tensor) -> Tensor:
         """Codes and poses `[N, d + P]` of images `[N, S S]`; their mean pose is taken for upright, by convention."""
-        guide, shares = self.modes(x)
-        best = shares.argmax(1)
-        found = guide.loc[torch.arange(len(x)).to(best), best]
+        found = _best(self.modes(x, self.variance))
         angle = found[:, self.code :] * (2 * math.pi / self.periods)
         self.centre = torch.polar(torch.ones_like(angle), angle).mean(0).angle() * (self.periods / (2 * math.pi))
         return found
+
+
+def _best(modes: Modes) -> Tensor:
+    """The mode of the largest share, `[N, d + P]`."""
+    guide, shares = modes
+    best = shares.argmax(1)
+    return guide.loc[torch.arange(len(best)).to(best), best]
 
 
 class PosedDecoded(TorchDistribution):

@@ -58,9 +58,9 @@ def ranges(axes: tuple[str, ...]) -> list[TorchDistribution]:
     ]
 
 
-def exact(x: Tensor, axes: tuple[str, ...]) -> Tensor:
+def exact(x: Tensor, axes: tuple[str, ...], noise: Tensor = NOISE) -> Tensor:
     """Log density of images by a sum over poses, each of them moved as a matrix moves."""
-    normal = MultivariateNormal(MEAN.flatten(), NOISE * torch.eye(SIDE**2) + DIRECTIONS.T @ DIRECTIONS)
+    normal = MultivariateNormal(MEAN.flatten(), noise * torch.eye(SIDE**2) + DIRECTIONS.T @ DIRECTIONS)
     if not axes:
         return normal.log_prob(x)
     cells = {axis: PERIODS[axis] / NODES[axis] for axis in axes}
@@ -94,6 +94,22 @@ def test_evidence_is_a_tight_lower_bound(axes, float64):
     assert np.mean(weighted) < truth + Z * error
     assert abs(np.mean(weighted) - truth) / len(x) < 0.05
     assert np.mean(weighted) - np.mean(bounds) > Z * np.std(np.subtract(weighted, bounds)) / len(bounds) ** 0.5
+
+
+@pytest.mark.parametrize("times", [0.03, 10])
+def test_noise_that_others_images_have_is_known(times, monkeypatch, float64):
+    """The guide that was learned is far too wide or too narrow for them, and has to have another beside it."""
+    axes = ("rotation",)
+
+    def off() -> float:
+        posed = PosedDecoded(linear(axes), times * NOISE, ranges(axes), count=20)
+        torch.manual_seed(4)
+        x = posed.sample()
+        return float((posed.log_prob(x) - exact(x, axes, times * NOISE)).mean())
+
+    assert abs(off()) < 0.05
+    monkeypatch.setattr("pyro_invariance.canonical.ANOTHER", math.inf)
+    assert off() < -0.3
 
 
 @pytest.mark.parametrize(("axes", "times"), [((), 1), (("rotation",), 1), (("rotation",), 10)])
@@ -171,8 +187,8 @@ def test_a_guide_that_goes_around_counts_no_pose_twice(float64):
     x = posed.sample()
     truth, modes = posed.log_prob(x), decoder.modes
 
-    def around(x: Tensor) -> tuple:
-        guide, shares = modes(x)
+    def around(x: Tensor, variance: Tensor) -> tuple:
+        guide, shares = modes(x, variance)
         far = guide.loc.clone()
         far[..., -1] += 2 * math.pi * torch.arange(far.shape[1])
         return torch.distributions.MultivariateNormal(far, scale_tril=guide.scale_tril), shares
