@@ -226,9 +226,9 @@ class Decoder(PyroModule):
         left = left.clamp_min(ROUNDING * self.variance)
         if max(left / self.variance, self.variance / left) < ANOTHER:
             return learned
-        (one, other), shares = zip(learned, self.modes(x, left), strict=True)
+        (one, its), (other, others) = learned, self.modes(x, left)
         loc, scale_tril = torch.cat([one.loc, other.loc], 1), torch.cat([one.scale_tril, other.scale_tril], 1)
-        return MultivariateNormal(loc, scale_tril=scale_tril), torch.cat(shares, 1) - math.log(2)
+        return MultivariateNormal(loc, scale_tril=scale_tril), torch.cat([its, others], 1) - math.log(2)
 
     def _learning(self, x: Tensor) -> Looked:
         with torch.no_grad():
