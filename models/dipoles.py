@@ -140,8 +140,7 @@ def hypotheses(data: Dataset, scale: float = 1.0) -> list[Hypothesis]:
     if data.kind != "points":
         raise BadInput(f"data: {data.name!r} holds {data.kind}; dipoles takes points [N, P, 4], charge and position")
     elements_in(data.x, data.x_test)
-    if data.y.shape[1:] != (3,):
-        raise BadInput(f"y_train: got values of shape {tuple(data.y.shape[1:])}; dipoles are vectors of 3 numbers")
+    data.require_values(3)
 
     def on(name: str, kind: Kind, contains: tuple[str, ...]) -> Hypothesis:
         kernel = None if name == "null" else partial(ChargeKernel, name)

@@ -174,6 +174,8 @@ def untrained(name: str, data: Dataset, seed: int) -> Network:
 def learn(name: str, data: Dataset, seed: int) -> dict[str, Tensor]:
     """Learn the network from the earlier molecules."""
     assert data.x_earlier is not None and data.y_earlier is not None  # noqa: PT018
+    if data.y_earlier.unique().numel() < 2:
+        raise BadInput(f"y_train: got {len(data.y_earlier)} equal energies to learn a network from; others are needed")
     centre, spread = data.y_earlier.mean(), data.y_earlier.std()
     targets = ((data.y_earlier - centre) / spread)[:, None]
     return train(untrained(name, data, seed), (data.x_earlier, targets), steps=STEPS, rate=RATE, seed=seed)
@@ -197,6 +199,7 @@ def hypotheses(data: Dataset, scale: float = 1.0) -> list[Hypothesis]:
     if data.kind != "points":
         got = f"{data.name!r} holds {data.kind}"
         raise BadInput(f"data: {got}; molecule_network takes points [N, P, 4], charge and position")
+    data.require_values()
     elements(data)
 
     def on(name: str, kind: Kind) -> Hypothesis:

@@ -76,6 +76,7 @@ def hypotheses(data: Dataset, scale: float = 1.0) -> list[Hypothesis]:
     """All hypotheses for molecules `[N, P, 4]`: nuclear charge (0 where there is no atom), position in angstrom."""
     if data.kind != "points":
         raise BadInput(f"data: {data.name!r} holds {data.kind}; molecules takes points [N, P, 4], charge and position")
+    data.require_values()
     elements = len(elements_in(data.x, data.x_test))
 
     def on(name: str, kind: str, blocks: int) -> Hypothesis:

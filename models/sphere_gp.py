@@ -119,6 +119,8 @@ def hypotheses(data: Dataset, scale: float = 1.0) -> list[Hypothesis]:
     """All hypotheses; those with an axis start from two axes around which their harmonics explain the values best."""
     if data.kind != "sphere":
         raise BadInput(f"data: {data.name!r} holds {data.kind}; sphere_gp takes sphere, [N, 2] latitude and longitude")
+    if data.classes is None:
+        data.require_values()
     words = priors.describe(scale) | dict.fromkeys(AXIS, f"Normal(0, {scale:.3g}), uniform over axes")
     axes = {order: scale * _axes(data, order) for _, order, _ in SETS.values() if order}
 

@@ -204,6 +204,9 @@ def hypotheses(data: Dataset, scale: float = 1.0) -> list[Hypothesis]:
     if data.kind != "pairs" or data.x.dim() != 3:
         got = f"{data.kind} {list(data.x.shape[1:])}"
         raise BadInput(f"data: {data.name!r} holds {got}; toroidal_subgroups takes pairs of polar arrays [N, R, A]")
+    if min(data.x.shape[1:]) < 3:
+        got = " x ".join(map(str, data.x.shape[1:]))
+        raise BadInput(f"x_train: got polar arrays of {got}; along fewer than 3 rings or angles nothing turns")
     rings, angles = data.x.shape[1:]
     extent = Extent("rotation", "rad", math.pi, 0.95 * math.pi, whole=True, resolution=math.radians(2))
     noise = {"noise": priors.describe(scale)["noise"]}

@@ -41,6 +41,9 @@ def one_scale(a: np.dtype, b: np.dtype) -> bool:
 
 def numbers(name: str, values: object) -> np.ndarray:
     """One or more items of integers or floats."""
+    if np.ma.is_masked(values):
+        count = int(np.ma.count_masked(values))
+        raise BadInput(f"{name}: got {count} masked values; leave out items whose value is missing")
     try:
         array = np.asarray(values)
     except ValueError:  # ragged
@@ -53,14 +56,16 @@ def numbers(name: str, values: object) -> np.ndarray:
 
 
 def finite(name: str, x: np.ndarray, kind: object = None) -> np.ndarray:
-    """Inputs as floats; integers are divided by the maximum of their dtype, but for degrees on a sphere."""
-    if x.dtype.kind in "iu" and str(kind) != "sphere":
+    """Inputs as floats; integers are divided by the maximum of their dtype, but where they are places."""
+    if x.dtype.kind in "iu" and str(kind) not in ("sphere", "points"):
         x = x / np.iinfo(x.dtype).max
     x = x.astype(np.float64)
     if not np.isfinite(x).all():
         raise BadInput(
             f"{name}: got {int((~np.isfinite(x)).sum())} values that are NaN or infinite; finite ones are accepted"
         )
+    if str(kind) == "sphere" and x.ndim == 2 and x.size and abs(x[:, 0]).max() > 90:
+        raise BadInput(f"{name}: got latitudes to {abs(x[:, 0]).max():g}; the first column is degrees, -90 to 90")
     return x
 
 
@@ -81,8 +86,6 @@ def kind_of(kind: object, x: np.ndarray) -> Kind:
     elif chosen == "sphere":
         if x.ndim != 2 or x.shape[1] != 2:
             raise BadInput(f"x_train: got shape {x.shape}; places on a sphere are [N, 2], latitude and longitude")
-        if abs(x[:, 0]).max() > 90:
-            raise BadInput(f"x_train: got latitudes to {abs(x[:, 0]).max():g}; the first column is degrees, -90 to 90")
     elif chosen == "pairs":
         if x.ndim < 2:
             raise BadInput(f"x_train: got shape {x.shape}; first halves of pairs are [N, ...], several numbers each")
@@ -104,7 +107,9 @@ def class_count(x: np.ndarray, y: np.ndarray, x_test: np.ndarray, y_test: np.nda
     """Number of classes of labels that fit their inputs; None for values."""
     for name, inputs, labels in (("y_train", x, y), ("y_test", x_test, y_test)):
         if len(labels) != len(inputs) or (labels.ndim != 1 and labels.dtype.kind != "f"):
-            raise BadInput(f"{name}: got shape {labels.shape} for {len(inputs)} items; one label per item")
+            got = f"integers of shape {labels.shape}" if labels.dtype.kind != "f" else f"shape {labels.shape}"
+            accepted = "one label per item, or floats of one shape"
+            raise BadInput(f"{name}: got {got} for {len(inputs)} items; {accepted}")
         if 0 in labels.shape[1:]:
             raise BadInput(f"{name}: got shape {labels.shape}; one number or more per item")
         if labels.shape[1:] != y.shape[1:]:

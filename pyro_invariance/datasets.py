@@ -98,6 +98,13 @@ class Dataset:
             return zero, self.y.square().mean().sqrt()
         return self.y.mean(), self.y.std()
 
+    def require_values(self, *shape: int) -> None:
+        """Raise `BadInput` if targets are classes, or values of another shape."""
+        got = f"values of shape {tuple(self.y.shape[1:])}" if self.classes is None else f"{self.classes} classes"
+        if self.classes is not None or self.y.shape[1:] != shape:
+            accepted = f"floats of shape {shape}" if shape else "one float"
+            raise BadInput(f"y_train: got {got}; {accepted} per item is accepted")
+
     @property
     def targets(self) -> Tensor:
         """Targets `[N, O]` of the evidence."""

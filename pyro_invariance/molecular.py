@@ -33,6 +33,7 @@ ANGLES = torch.linspace(0.0, math.pi, 10, dtype=torch.float64)
 ALONG = torch.linspace(-7.5, 7.5, 21, dtype=torch.float64)  # an axis, angstrom: steps of half a bond
 NEAR = 2.0  # angstrom: neighbours that angles are between
 SHELLS = (1.5, 3.0)  # angstrom: neighbours that vectors lead to
+CLOSEST = 1e-3  # angstrom, that atoms have between them at least: directions are of no length otherwise
 LEAST = 1e-12  # mean squared distance that is more than rounding
 AT_ONCE = 2**23  # numbers
 CHAIN = ("T", "T-SO2", "SE3", "E3")  # each contains those before it
@@ -50,7 +51,8 @@ def elements_of(x: Tensor, known: Tensor | None = None, name: str = "x") -> Tens
     Raises
     ------
     BadInput
-        If these, which have this name, are no molecules, or hold an element that is not among those `known`.
+        If these, which have this name, are no molecules, have two atoms at one place, or hold an element that is not
+        among those `known`.
     """
     if x.shape[-1] != 4:
         raise BadInput(f"{name}: got points of {x.shape[-1]} numbers; atoms have 4, nuclear charge and position")
@@ -59,6 +61,10 @@ def elements_of(x: Tensor, known: Tensor | None = None, name: str = "x") -> Tens
         raise BadInput(f"{name}: got the nuclear charge {wrong[0]:g}; integers are accepted, 0 where there is no atom")
     if not bool((charge > 0).any(1).all()):
         raise BadInput(f"{name}: got a molecule without atoms; one atom or more has a positive nuclear charge")
+    apart = torch.cdist(x[..., 1:], x[..., 1:], compute_mode="donot_use_mm_for_euclid_dist")
+    pairs = (charge > 0)[:, :, None] & (charge > 0)[:, None] & ~torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
+    if bool(at := (pairs & (apart < CLOSEST)).flatten(1).any(1).nonzero().flatten().tolist()):
+        raise BadInput(f"{name}: got two atoms at one place in molecule {at[0]}; atoms are {CLOSEST} angstrom apart")
     found = charge[charge > 0].unique()
     if known is not None and len(unknown := found[~torch.isin(found, known)]):
         got, of_run = (", ".join(f"{z:g}" for z in charges.tolist()) for charges in (unknown, known))

@@ -82,6 +82,14 @@ BAD_ARRAYS = {
         {"kind": "pairs", "y_train": changed(IMAGES, 0, np.inf)},
         ("y_train", "36 values", "finite"),
     ),
+    "integers of several numbers": (
+        {"y_train": np.stack([LABELS, LABELS], 1)},
+        ("y_train", "integers of shape (20, 2)", "floats"),
+    ),
+    "test places off the globe": (
+        {"kind": "sphere", "x_train": PLACES, "y_train": PLACES[:, 0], "x_test": [[200.0, 0.0]], "y_test": [0.0]},
+        ("x_test", "latitudes to 200", "-90 to 90"),
+    ),
     "no places": ({"kind": "sphere"}, ("x_train", "(20, 6, 6)", "[N, 2], latitude and longitude")),
     "longitude first": ({"kind": "sphere", "x_train": PLACES[:, ::-1]}, ("x_train", "180", "-90 to 90")),
     "vectors of another length": (
@@ -101,6 +109,15 @@ def test_bad_arrays_are_refused_with_reasons(case, tmp_path):
     assert all(word in message for word in words), message
     np.savez(tmp_path / "mine.npz", **arrays)
     assert refusal(lambda: load(tmp_path / "mine.npz")) == message  # a file says the same as arrays
+
+
+@pytest.mark.parametrize("name", ["x_train", "y_train"])
+def test_masked_values_are_refused(name):
+    arrays = {"x_train": IMAGES, "y_train": np.arange(1.0, N + 1)}
+    arrays[name] = np.ma.masked_equal(arrays[name], arrays[name].flat[0])
+    assert f"{name}: got 1 masked values; leave out items" in refusal(lambda: from_arrays("mine", **arrays))
+    arrays[name] = np.ma.masked_equal(arrays[name].data, -1.0)  # of which nothing is masked
+    from_arrays("mine", **arrays)
 
 
 def not_zip(path: Path) -> None:

@@ -197,7 +197,7 @@ def test_planted_symmetry_has_the_largest_likelihood(planted):
 
 def test_data_that_are_no_dipoles_are_refused(free):
     scalar = from_arrays("mine", free.x.numpy(), free.y[:, 0].numpy(), kind="points")
-    with pytest.raises(BadInput, match=r"y_train: got values of shape \(\); dipoles are vectors of 3"):
+    with pytest.raises(BadInput, match=r"y_train: got values of shape \(\); floats of shape \(3,\)"):
         ENTRY.hypotheses(scalar)
     flat = from_arrays("mine", free.x[..., 1:].numpy(), free.y.numpy(), kind="points")
     with pytest.raises(BadInput, match="atoms have 4"):

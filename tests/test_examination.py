@@ -1,15 +1,16 @@
 """The table of an entry: what is right passes, and each mutant fails its own line."""
 
 from dataclasses import replace
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 
-from pyro_invariance import cli, zoo
+from pyro_invariance import cli, examination, zoo
 from pyro_invariance.calibration import Calibration
 from pyro_invariance.datasets import Dataset
-from pyro_invariance.examination import Check, _coverage, _invariance, examine, table
+from pyro_invariance.evidence import Evidence, iwae
+from pyro_invariance.examination import Check, _coverage, _invariance, _ordering, _own_case, examine, table
 from pyro_invariance.fitting import Fit, fit
 from pyro_invariance.typing import BadInput
 from pyro_invariance.zoo import Hypothesis
@@ -55,6 +56,34 @@ def test_a_function_moved_by_another_element_is_not(entry, fitted):
     mirror, plain = bases(entry, fitted[1])
     wrong = replace(mirror, moved=lambda images, extents: {"up and down": images.flip(-2)})
     assert not _invariance(wrong, plain, fitted[1], 0).passed
+
+
+def test_bounds_are_in_order_and_others_are_not(entry, monkeypatch):
+    data = entry.data("mirror", 0, size=40, test=2, side=8)
+    mirror, _ = bases(entry, data)
+    assert _ordering(mirror, data, 0).passed
+    for off in (20, -20):
+
+        def wrong(*args: object, off: int = off, **options: int) -> Evidence:
+            found = iwae(*args, **options)
+            return replace(found, value=found.value + off)
+
+        monkeypatch.setattr(examination, "iwae", wrong)
+        assert not _ordering(mirror, data, 0).passed
+
+
+@pytest.mark.parametrize(("supported", "passed"), [("mirror", True), ("", False), ("mirror, C4", False)])
+def test_what_was_planted_is_supported_and_no_more(supported, passed, entry, monkeypatch):
+    """In the base of what was planted; a shift may mend what another base lacks."""
+    verdicts = {
+        name: SimpleNamespace(
+            verdict="supported" if name in supported or name == "translation" else "refused", base=base
+        )
+        for name, base in (("mirror", "polar"), ("C4", "polar"), ("translation", "pixels"))
+    }
+    monkeypatch.setattr(examination, "select", lambda *args, **options: SimpleNamespace(verdicts=verdicts))
+    mirror, _ = bases(entry, entry.data("mirror", 0, size=40, test=2, side=8))
+    assert _own_case(entry, "mirror", mirror, 0, 1).passed == passed
 
 
 def test_table_says_pass_or_fail():

@@ -130,6 +130,9 @@ def test_data_that_are_no_molecules_are_refused(x):
     other[0, 0, 0] = 7.0
     with pytest.raises(BadInput, match="x: got nuclear charges 7; the molecules of the run have 1, 6, 8"):
         network("E3").kernel(x).compared(other)
+    three = from_arrays("three", x[:3].numpy(), np.arange(3.0), kind="points").halved(0)
+    with pytest.raises(BadInput, match="y_train: got 1 equal energies"):
+        ENTRY.learn("E3", three, 0)
     data = from_arrays("mine", x.numpy(), np.arange(20.0), other.numpy(), np.arange(20.0), kind="points")
     with pytest.raises(BadInput, match="x_test: got nuclear charges 7"):
         ENTRY.hypotheses(data)

@@ -157,6 +157,17 @@ def test_data_that_are_no_molecules_are_refused(free):
             ENTRY.hypotheses(changed(free, 0, charge))
     with pytest.raises(BadInput, match="got a molecule without atoms"):
         ENTRY.hypotheses(changed(free, 0, 0.0))
+    numbers = free.y.numpy()
+    several = {"6 classes": np.arange(len(numbers)) % 6, r"shape \(3,\)": np.stack([numbers] * 3, 1)}
+    for entry in (ENTRY, load("molecule_network")):
+        for got, values in several.items():
+            with pytest.raises(BadInput, match=f"y_train: got .*{got}; one float per item"):
+                entry.hypotheses(from_arrays("mine", free.x.numpy(), values, kind="points"))
+    for place in ("x", "x_test"):
+        x = getattr(free, place).clone()
+        x[1, 1, 1:] = x[1, 0, 1:]
+        with pytest.raises(BadInput, match="got two atoms at one place in molecule 1"):
+            ENTRY.hypotheses(Dataset(**{**vars(free), place: x}))
     new = free.x_test.clone()
     new[0, 0, 0] = 7.0
     with pytest.raises(BadInput, match="x_test: got nuclear charges 7; the molecules of the run have 1, 6, 8"):
@@ -175,6 +186,12 @@ def test_picture_shows_each_hypothesis(free, figures):
     labels = [text.get_text().split(",")[0] for text in axes.get_legend().get_texts()]
     assert sorted(labels) == ["E3", "trivial-atoms"]
     assert {ENTRY.residuals} == set(ENTRY.PICTURES)
+
+
+def test_integers_are_places_as_they_are(free):
+    x = (1000 * free.x).round().to(torch.int64)
+    x[..., 0] = free.x[..., 0]
+    assert torch.equal(from_arrays("mine", x.numpy(), free.y.numpy(), kind="points").x, x.double())
 
 
 def test_element_that_the_molecules_drawn_lack_is_refused_at_once(monkeypatch):

@@ -216,6 +216,8 @@ def test_bad_places_and_values_are_refused():
     for message, given in bad.items():
         with pytest.raises(BadInput, match=message):
             from_arrays("bad", *given, kind="sphere")
+    with pytest.raises(BadInput, match=r"got values of shape \(3,\); one float per item"):
+        ENTRY.hypotheses(from_arrays("wind", x, np.stack([y] * 3, 1), kind="sphere"))
 
 
 @pytest.mark.slow

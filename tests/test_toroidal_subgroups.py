@@ -216,6 +216,9 @@ def test_data_of_another_kind_are_refused(turned):
     flat = from_arrays("flat", *(a.flatten(1).numpy() for a in (turned.x, turned.y)), kind="pairs")
     with pytest.raises(BadInput, match=r"'flat' holds pairs \[80\]; toroidal_subgroups takes pairs of polar arrays"):
         ENTRY.hypotheses(flat)
+    few = from_arrays("few", *(a[:, :2].numpy() for a in (turned.x, turned.y)), kind="pairs")
+    with pytest.raises(BadInput, match="x_train: got polar arrays of 2 x"):
+        ENTRY.hypotheses(few)
 
 
 @pytest.fixture(scope="module")
