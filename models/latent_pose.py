@@ -78,6 +78,8 @@ CARD = Card(
         "the range has soft edges: it ends at half maximum",
         "noise is 5 % of the images' rms at least, or their poses would lie between the nodes",
         "of several classes in one data set the range is not known: one class turns into another",
+        "the error of a range does not know how well the decoder was learned; learned from some hundred images, ranges "
+        "come out some degrees wide",
         "never certified: a decoder may have been learned better than another",
     ),
 )

@@ -82,6 +82,8 @@ CARD = Card(
         "the range is that of poses about the mean of their prototype",
         "over all classes of a data set the range is not known, nor whether there is one: a prototype that is turned "
         "stands for things of other classes",
+        "the error of a range does not know how well the decoder was learned; learned from some hundred images, ranges "
+        "come out some degrees wide",
         "never certified: prototypes may have been learned better than others",
     ),
 )

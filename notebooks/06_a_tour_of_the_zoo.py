@@ -50,7 +50,7 @@ pd.DataFrame({"what it is": [c.title for c in cards], "data": [c.kind for c in c
 # ## A function on the sphere
 #
 # Surface temperature depends on the latitude, mostly. Is that all? `sphere_gp` averages a Gaussian process on the
-# sphere over turns about an axis that is a latent site. Below is a field with a zonal part and a weaker one that is
+# sphere over turns about an axis that is a latent site. Simulated below: a zonal part and a weaker one that is
 # not, measured in 300 places. A purely zonal function has to be refused, and the sum of both says how much is left.
 
 # %%

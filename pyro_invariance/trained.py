@@ -39,7 +39,7 @@ def train(
         What the model takes: the data to learn from.
     start : mapping of str to Tensor, optional
         Values of latent sites to start from, those not named from the middle of their prior.  Where poses are summed
-        out, noise has to begin large: with little of it, each image stays in the pose that it has at first.
+        out, noise may have to begin large: with little of it, each image stays in the pose that it has at first.
     steps, rate : int, float
         Of Adam.
     seed : int

@@ -243,3 +243,10 @@ def test_dipoles_of_real_water_turn_along(kind, most):
     assert run.best.label == "E3"
     assert {v.verdict for v in run.verdicts.values()} == {"supported"}
     assert run.test_scores(run.best)["rmse"] < most * float(np.sqrt(np.square(y[150:]).mean()))
+    turn = (
+        torch.as_tensor(stats.special_ortho_group.rvs(3, random_state=0))
+        @ torch.diag(torch.tensor([1.0, 1, -1])).double()
+    )
+    moved = run.data.x_test.clone()
+    moved[..., 1:] = moved[..., 1:] @ turn.T + 5.0
+    torch.testing.assert_close(run.predict(moved), run.predict(run.data.x_test) @ turn.T, rtol=0, atol=1e-6)

@@ -59,7 +59,10 @@ def test_partition_function_is_the_integral(size):
         ends = top - math.pi, top + math.pi
         integral = integrate.quad(density, *ends, points=[top], limit=500, epsabs=0, epsrel=1e-12)[0]
         assert float(value) == pytest.approx(math.log(integral / (2 * math.pi)) + peak, abs=1e-10)
-        assert np.all(np.abs(moment) <= 1)
+        angle = top + 2 * math.pi * np.arange(2**16) / 2**16
+        weights = np.array([density(s) for s in angle])
+        for k, m in enumerate(moment, start=1):
+            assert m == pytest.approx((weights * np.exp(1j * k * angle)).sum() / weights.sum(), abs=1e-10)
 
 
 def test_partition_function_of_one_harmonic_is_a_bessel_function():
