@@ -6,13 +6,28 @@ import pyro
 import torch
 from torch import Tensor
 from torch.func import vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyro_invariance.devices import at_once
 from pyro_invariance.evidence.watched import named
 from pyro_invariance.typing import BadInput
 
 Draws = dict[str, Tensor]  # [S, *shape] by name
-CHUNK = 1000  # draws at once
+CHUNK = 1000  # draws at once, at most
+MOST = 2**22  # numbers of the largest tensor of those: memory of more of them is slow to come by
 CHECKED = 3  # draws that are also evaluated alone
+
+
+class _Largest(TorchDispatchMode):
+    """Notes how many numbers the largest tensor has that is made under it."""
+
+    numbers = 1
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        made = function(*args, **(kwargs or {}))
+        if torch.is_tensor(made):
+            self.numbers = max(self.numbers, made.numel())
+        return made
 
 
 class Mapped:
@@ -31,13 +46,17 @@ class Mapped:
     def __init__(self, function: Callable[[Draws], Draws]) -> None:
         self.function = function
         self.vectorised: bool | None = None  # not known yet
+        self.chunk = CHUNK
 
     def __call__(self, draws: Draws) -> Draws:
         """Return `{name: [S]}`."""
         with named("model"):
             if self.vectorised is None:
                 few = {name: value[:CHECKED] for name, value in draws.items()}
-                alone = self._serial(few)
+                with _Largest() as made:
+                    alone = self._serial(few)
+                most = at_once(next(iter(draws.values())), MOST)
+                self.chunk = max(1, min(CHUNK, most // made.numbers))
                 try:
                     together, vectorised = self._together(few), True
                 except Exception:  # whatever torch cannot batch, a function of the model's own for instance
@@ -48,7 +67,7 @@ class Mapped:
 
     def _together(self, draws: Draws) -> Draws:
         with pyro.validation_enabled(False):  # it looks at values, which vmap does not allow
-            return vmap(self.function, randomness="different", chunk_size=CHUNK)(draws)
+            return vmap(self.function, randomness="different", chunk_size=self.chunk)(draws)
 
     def _serial(self, draws: Draws) -> Draws:
         count = len(next(iter(draws.values())))

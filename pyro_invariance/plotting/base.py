@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 VERDICTS = {"supported": "C2", "refused": "C3", "undecided": "0.6"}
-BASES = {"none": "0.55", "polar": "C0", "pixels": "C1", "patches": "C2"}
+BASES = {"none": "0.55", "polar": "C0", "pixels": "C1", "patches": "C2", "plane": "C5", "colour": "C6", "sum": "C8"}
 
 
 def new_axes(axes: Axes | None, height: float = 4.0) -> Axes:

@@ -16,6 +16,8 @@ from pyro_invariance.results import Selection, describe_extents
 from pyro_invariance.sensitivity import prior_sensitivity
 from pyro_invariance.zoo import Extent
 
+FEW = 2  # ranges that there is room for beside a line
+
 
 def _end(extent: Extent) -> str:
     """The upper end of a range in words."""
@@ -36,9 +38,9 @@ def evidence(selection: Selection, axes: Axes | None = None) -> Axes:
         right = f.evidence.value < (low + high) / 2  # there is more room on that side
         place: dict[str, Any] = {"textcoords": "offset points", "va": "center", "size": 8}
         place["ha"] = "left" if right else "right"
-        axes.annotate(
-            describe_extents(f), (f.upper if right else f.evidence.value, row), (8 if right else -8, 0), **place
-        )
+        words = describe_extents(f) if len(f.extents) <= FEW else f"{len(f.extents)} ranges"
+        at = f.upper if right else f.evidence.value, row
+        axes.annotate(words, at, (8 if right else -8, 0), **place).set_in_layout(False)  # or the axes might vanish
     axes.set_xlim(low - 0.35 * (high - low) - 1, high + 0.05 * (high - low) + 1)
     axes.set_yticks(range(len(fits)), [f.label for f in fits])
     axes.grid(axis="x", alpha=0.3)
@@ -48,7 +50,7 @@ def evidence(selection: Selection, axes: Axes | None = None) -> Axes:
     axes.set_title(f"{selection.data.name}: which symmetry?")
     bases = dict.fromkeys(f.base for f in fits)
     marks = [Line2D([], [], color=of_base(b), marker="o") for b in bases]
-    axes.legend(marks, list(bases), title="base", loc="lower right")
+    axes.legend(marks, list(bases), title="base", loc="lower left", bbox_to_anchor=(1, 0))
     return axes
 
 
