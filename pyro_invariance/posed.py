@@ -79,8 +79,8 @@ class PosedNormal(TorchDistribution):
         """Log density of images `[*B, R A]`."""
         size, squares = value.shape[-1], value.square().sum(-1) + self.template.square().sum((-2, -1))
         variance = self.scale.square()
-        normalised = -0.5 * size * (2 * math.pi * variance).log()
-        return normalised - (0.5 * squares - self._matched(value)) / variance
+        rest = -0.5 * (size * (2 * math.pi * variance).log() + squares / variance)  # small: nodes are in what follows
+        return self._matched(value) / variance + rest
 
     def _matched(self, value: Tensor) -> Tensor:
         """Inner products of images with their template in their pose."""

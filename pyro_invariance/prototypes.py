@@ -59,7 +59,7 @@ class PosedPrototypes(TorchDistribution):
         """Log density `[N, K, Q]` of images `[N, R A]` together with prototype and pose."""
         posed = PosedNormal(self.prototypes, self.noise.sqrt(), self.poses[:, None, None], validate_args=False)
         density = posed.log_prob(value[:, None]).movedim(0, -1)
-        return density + self.shares.log()[:, None] + self.log_weights
+        return density + (self.shares.log()[:, None] + self.log_weights)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density `[N]` of images `[N, R A]`, prototype and pose summed out."""
