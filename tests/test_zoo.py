@@ -401,6 +401,7 @@ def test_hypotheses_are_labelled_apart():
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Estimated shape parameter:UserWarning")  # of so few items that may well be
 @pytest.mark.parametrize("name", ENTRIES)
 def test_every_entry_goes_the_same_way_from_data_to_report(name, tmp_path):
     run = select(small(zoo.load(name)), name, jobs=1, out=tmp_path)
