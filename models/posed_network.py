@@ -136,7 +136,14 @@ def arrays(images: Images) -> tuple[Tensor, Tensor]:
 
 
 model = partial(posed_process.model, given)
-log_density = partial(posed_process.log_density, given, arrays)
+
+
+def log_density(args: tuple, draws: list[dict[str, Tensor]], inputs: Images, targets: Tensor, *, kind: str) -> Tensor:
+    """Log density `[D, M]` of new images; guides are made for the noise of those of the evidence."""
+    x, decoder, unit = args
+    if kind != "null" and decoder.left is None:
+        decoder.look(x, unit)
+    return posed_process.log_density(given, arrays, args, draws, inputs, targets, kind=kind)
 
 
 def learn(kind: str, data: Dataset, seed: int) -> dict[str, Tensor]:

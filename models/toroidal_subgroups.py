@@ -204,10 +204,9 @@ def hypotheses(data: Dataset, scale: float = 1.0) -> list[Hypothesis]:
     if data.kind != "pairs" or data.x.dim() != 3:
         got = f"{data.kind} {list(data.x.shape[1:])}"
         raise BadInput(f"data: {data.name!r} holds {got}; toroidal_subgroups takes pairs of polar arrays [N, R, A]")
-    if min(data.x.shape[1:]) < 3:
-        got = " x ".join(map(str, data.x.shape[1:]))
-        raise BadInput(f"x_train: got polar arrays of {got}; along fewer than 3 rings or angles nothing turns")
     rings, angles = data.x.shape[1:]
+    if angles < 3:
+        raise BadInput(f"x_train: got polar arrays of {angles} angles; 3 or more are turned")
     extent = Extent("rotation", "rad", math.pi, 0.95 * math.pi, whole=True, resolution=math.radians(2))
     noise = {"noise": priors.describe(scale)["noise"]}
     turn = fourier(rings, angles, "angles")
@@ -237,7 +236,7 @@ def hypotheses(data: Dataset, scale: float = 1.0) -> list[Hypothesis]:
         make("trivial", "none", still),
         make("SO2", "group", turn, ("SO2", "rotation")),
         make("rotation", "augmentation", turn, ("rotation",), ranged=True),
-        make("radial", "group", fourier(rings, angles, "rings"), ("radial",)),
+        *([make("radial", "group", fourier(rings, angles, "rings"), ("radial",))] if rings > 2 else []),  # or no planes
         make("torus", "group", Action(turn.planes, alike, coupled=False), ("torus", "SO2", "rotation")),
         replace(make("trivial", "none", still), base="learned", default=False),
         replace(

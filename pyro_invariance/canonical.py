@@ -106,6 +106,7 @@ class Decoder(PyroModule):
         self.unit = dict(zip(PERIODS, (1.0, *share), strict=True))
         self.guide: MultivariateNormal | None = None
         self.kept: tuple[Tensor, Modes, Looked] | None = None
+        self.left: Tensor | None = None  # noise that the images of the evidence leave
         self.register_buffer("centre", torch.zeros(len(axes)).to(x))  # pose of what the network takes to be upright
         self.register_buffer("variance", torch.ones(()).to(x))  # of the noise, that the guide takes it to have
         self.register_buffer("seed", torch.tensor(seed))
@@ -154,7 +155,7 @@ class Decoder(PyroModule):
 
     def train(self, mode: bool = True) -> "Decoder":
         """As of any module; draws are kept until then."""
-        self.kept = None
+        self.kept = self.left = None
         return super().train(mode)
 
     def begin(self, x: Tensor) -> Tensor:
@@ -217,16 +218,18 @@ class Decoder(PyroModule):
 
     @torch.no_grad()
     def _guides(self, x: Tensor) -> Modes:
-        """Modes at the noise of the images that were learned from and, if these images leave another one, at that too.
+        """Modes at the noise of the images that were learned from and, if others leave another one, at that too.
 
-        The same draws serve all values of the noise, and those of one guide are too wide or too narrow for far ones.
+        Those others are the first that are looked at, so that what is said of one image does not hang on which come
+        with it.  The same draws serve all values of the noise: one guide alone is too wide or too narrow for far ones.
         """
         learned = self.modes(x, self.variance)
-        left = (x - self.view(_best(learned))).square().sum() / (x.numel() - learned[0].loc[:, 0].numel())
-        left = left.clamp_min(ROUNDING * self.variance)
-        if max(left / self.variance, self.variance / left) < ANOTHER:
+        if self.left is None:
+            left = (x - self.view(_best(learned))).square().sum() / (x.numel() - learned[0].loc[:, 0].numel())
+            self.left = left.clamp_min(ROUNDING * self.variance)
+        if max(self.left / self.variance, self.variance / self.left) < ANOTHER:
             return learned
-        (one, its), (other, others) = learned, self.modes(x, left)
+        (one, its), (other, others) = learned, self.modes(x, self.left)
         loc, scale_tril = torch.cat([one.loc, other.loc], 1), torch.cat([one.scale_tril, other.scale_tril], 1)
         return MultivariateNormal(loc, scale_tril=scale_tril), torch.cat([its, others], 1) - math.log(2)
 

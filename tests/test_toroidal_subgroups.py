@@ -219,9 +219,14 @@ def test_data_of_another_kind_are_refused(turned):
     flat = from_arrays("flat", *(a.flatten(1).numpy() for a in (turned.x, turned.y)), kind="pairs")
     with pytest.raises(BadInput, match=r"'flat' holds pairs \[80\]; toroidal_subgroups takes pairs of polar arrays"):
         ENTRY.hypotheses(flat)
-    few = from_arrays("few", *(a[:, :2].numpy() for a in (turned.x, turned.y)), kind="pairs")
-    with pytest.raises(BadInput, match="x_train: got polar arrays of 2 x"):
+    few = from_arrays("few", *(a[..., :2].numpy() for a in (turned.x, turned.y)), kind="pairs")
+    with pytest.raises(BadInput, match="x_train: got polar arrays of 2 angles; 3 or more"):
         ENTRY.hypotheses(few)
+
+
+def test_of_two_rings_nothing_is_shifted(turned):
+    two = from_arrays("two", *(a[:, :2].numpy() for a in (turned.x, turned.y)), kind="pairs")
+    assert set(found(turned)) - set(found(two)) == {"radial"}
 
 
 @pytest.fixture(scope="module")
