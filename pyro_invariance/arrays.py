@@ -56,7 +56,10 @@ def numbers(name: str, values: object) -> np.ndarray:
 
 
 def finite(name: str, x: np.ndarray, kind: object = None) -> np.ndarray:
-    """Inputs as floats; integers are divided by the maximum of their dtype, but where they are places."""
+    """Inputs as finite floats, latitudes within 90 degrees.
+
+    Integers are divided by the maximum of their dtype, but where they are places.
+    """
     if x.dtype.kind in "iu" and str(kind) not in ("sphere", "points"):
         x = x / np.iinfo(x.dtype).max
     x = x.astype(np.float64)

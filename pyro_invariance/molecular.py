@@ -63,8 +63,10 @@ def elements_of(x: Tensor, known: Tensor | None = None, name: str = "x") -> Tens
         raise BadInput(f"{name}: got a molecule without atoms; one atom or more has a positive nuclear charge")
     apart = torch.cdist(x[..., 1:], x[..., 1:], compute_mode="donot_use_mm_for_euclid_dist")
     pairs = (charge > 0)[:, :, None] & (charge > 0)[:, None] & ~torch.eye(x.shape[1], dtype=torch.bool, device=x.device)
-    if bool(at := (pairs & (apart < CLOSEST)).flatten(1).any(1).nonzero().flatten().tolist()):
-        raise BadInput(f"{name}: got two atoms at one place in molecule {at[0]}; atoms are {CLOSEST} angstrom apart")
+    if at := (pairs & (apart < CLOSEST)).flatten(1).any(1).nonzero().flatten().tolist():
+        raise BadInput(
+            f"{name}: got two atoms at one place in molecule {at[0]}; atoms are {CLOSEST} angstrom apart or more"
+        )
     found = charge[charge > 0].unique()
     if known is not None and len(unknown := found[~torch.isin(found, known)]):
         got, of_run = (", ".join(f"{z:g}" for z in charges.tolist()) for charges in (unknown, known))

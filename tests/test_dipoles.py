@@ -249,4 +249,7 @@ def test_dipoles_of_real_water_turn_along(kind, most):
     )
     moved = run.data.x_test.clone()
     moved[..., 1:] = moved[..., 1:] @ turn.T + 5.0
-    torch.testing.assert_close(run.predict(moved), run.predict(run.data.x_test) @ turn.T, rtol=0, atol=1e-6)
+    wanted = run.predict(run.data.x_test) @ turn.T
+    torch.testing.assert_close(run.predict(moved), wanted, rtol=0, atol=1e-6)
+    trivial = next(f.label for f in run.fits if f.name == "trivial")  # a mutant, that does not turn along
+    assert float((run.predict(moved, trivial) - wanted).abs().max()) > 0.1

@@ -153,6 +153,17 @@ def test_mapped_agrees_with_one_by_one_where_sites_are_summed_out():
     torch.testing.assert_close(found["shift"], dist.Normal(0.0, 1.0).log_prob(draws["shift"]).sum(1))
 
 
+def test_draws_at_once_are_few_where_tensors_are_large(monkeypatch):
+    monkeypatch.setattr("pyro_invariance.evidence.mapped.MOST", 1200)
+    found = []
+    for numbers in (10, 400, 5000):
+        mapped = Mapped(lambda draw, numbers=numbers: {"y": (draw["w"] * torch.arange(numbers)).sort()[0].sum()})
+        values = torch.linspace(0.0, 1.0, 7)
+        torch.testing.assert_close(mapped({"w": values})["y"], values * numbers * (numbers - 1) / 2)
+        found.append(mapped.chunk)
+    assert found == [120, 3, 1]
+
+
 def test_mapped_falls_back_where_torch_cannot():
     mapped = Mapped(lambda draw: {"y": torch.tensor(float(draw["w"])) ** 2})  # a value leaves torch
     values = torch.randn(5)

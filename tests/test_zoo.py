@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-import arviz as az
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -21,9 +20,6 @@ from pyro_invariance import models, zoo
 from pyro_invariance.datasets import Dataset
 from pyro_invariance.evidence.base import LogJoint
 from pyro_invariance.processes import GaussianProcess
-from pyro_invariance.report import report
-from pyro_invariance.results import load
-from pyro_invariance.selection import select
 from pyro_invariance.typing import BadInput
 from pyro_invariance.zoo import Card, Extent, Hypothesis
 
@@ -398,17 +394,3 @@ def test_hypotheses_are_labelled_apart():
     assert made("trivial", "polar").label == "trivial-polar"
     assert made("mirror", "polar").label == "mirror"
     assert made("mine", "own").memory(None) == 0
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:Estimated shape parameter:UserWarning")  # of so few items that may well be
-@pytest.mark.parametrize("name", ENTRIES)
-def test_every_entry_goes_the_same_way_from_data_to_report(name, tmp_path):
-    run = select(small(zoo.load(name)), name, jobs=1, out=tmp_path)
-    page = report(run, tmp_path).read_text(encoding="utf-8")
-    assert run.best.label in page
-    assert page.count("<img") + page.count("<svg") > 3
-    kept = az.from_netcdf(tmp_path / "posterior.nc")
-    assert set(run.best.draws) <= set(kept.posterior.data_vars)
-    assert math.isfinite(az.loo(kept).elpd_loo)
-    assert load(tmp_path).best.evidence == run.best.evidence

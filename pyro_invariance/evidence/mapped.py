@@ -25,8 +25,8 @@ class _Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         made = function(*args, **(kwargs or {}))
-        if torch.is_tensor(made):
-            self.numbers = max(self.numbers, made.numel())
+        tensors = [made] if torch.is_tensor(made) else made if isinstance(made, tuple | list) else []
+        self.numbers = max([self.numbers, *(t.numel() for t in tensors if torch.is_tensor(t))])
         return made
 
 
