@@ -19,9 +19,9 @@ differences across; **trivial** the places themselves.  To refuse E3 is to say t
 that z is a direction of its own, and so on.
 
 Limitations: Gaussian noise of one variance, at least 1 % of the spread of the energies; mirrors are those of all space,
-so that a field refuses them too; histograms over pairs and triples do not tell all molecules apart; z is the one axis;
-errors of smooth energies are smaller than predicted, two thirds of it from 60 molecules and 0.9 from 400; exact
-inference, 2,000 molecules.
+so that a field refuses them too; histograms over pairs and triples do not tell all molecules apart, nor hands
+of molecules of one element (E3 and SE3 are the same there); z is the one axis; errors of smooth energies are smaller
+than predicted, two thirds of it from 60 molecules and 0.9 from 400; exact inference, 2,000 molecules.
 
 References: [huo2022unified], [villar2021scalars], [bartok2013representing], [rupp2012fast].
 """
@@ -67,6 +67,7 @@ CARD = Card(
         "noise of at least 1 % of the spread of the energies",
         "a field refuses all mirrors, those that leave it alone as well",
         "histograms of pairs and triples do not tell all molecules apart",
+        "hands of molecules of one element are not told apart: E3 and SE3 are the same there",
         "errors of smooth energies are smaller than predicted, two thirds of it from 60 molecules and 0.9 from 400",
     ),
 )

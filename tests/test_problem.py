@@ -1,7 +1,9 @@
 """What an evidence is of, and two ways to get numbers from it: one draw at a time or many, and without an error."""
 
 import math
+import mmap
 from itertools import product
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -17,6 +19,7 @@ from pyro_invariance.evidence.problem import Problem
 from pyro_invariance.traces import score
 from pyro_invariance.typing import BadInput
 
+STATM = Path("/proc/self/statm")
 Y = torch.tensor([0.3, -0.1, 0.4, 0.9], dtype=torch.float64)
 WEIGHTS = torch.tensor([0.3, 0.7], dtype=torch.float64)
 CENTRES = torch.tensor([-1.0, 1.0], dtype=torch.float64)
@@ -162,6 +165,19 @@ def test_draws_at_once_are_few_where_tensors_are_large(monkeypatch):
         torch.testing.assert_close(mapped({"w": values})["y"], values * numbers * (numbers - 1) / 2)
         found.append(mapped.chunk)
     assert found == [120, 3, 1]
+
+
+@pytest.mark.skipif(not STATM.exists(), reason="memory of a process is read from /proc, which this system has not")
+def test_many_draws_take_no_more_memory_than_some():
+    resident = []
+
+    def large(draw: dict[str, Tensor]) -> dict[str, Tensor]:
+        value = ((torch.ones(200_000, dtype=torch.float64) * draw["w"]) + 1).exp().sum()
+        resident.append(int(STATM.read_text().split()[1]) * mmap.PAGESIZE)
+        return {"y": value}
+
+    Mapped(large)({"w": torch.linspace(0.0, 1.0, 1000, dtype=torch.float64)})  # 50 chunks of 32 MB
+    assert max(resident) - max(resident[:15]) < 2e8
 
 
 def test_mapped_falls_back_where_torch_cannot():
