@@ -202,7 +202,7 @@ BODY = np.array([[-0.45, -0.1], [-0.1, -0.35], [0.1, 0.1]])  # of blobs, upright
 ARM, BEND = (0.25, 0.45), math.radians(30)  # how far its blobs are from the last one of the body; by how much it bends
 
 
-def data(planted: str = "rotation", seed: int = 0, size: int = 600, test: int = 200, side: int = 15) -> Dataset:
+def data(planted: str = "rotation", seed: int = 0, size: int = 500, test: int = 200, side: int = 15) -> Dataset:
     """Simulated images of a thing of five blobs with an arm that bends, in poses that `planted` says.
 
     The values are the angles (radians) that images were turned by, if they were; no hypothesis looks at them.
