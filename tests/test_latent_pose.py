@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from benchmarks.cases import FOLDER
 from pyro_invariance import from_arrays, select
@@ -105,11 +106,12 @@ def test_labels_play_no_part():
 @pytest.mark.parametrize(("degrees", "least"), [(2, 10), (45, 40), (180, 70)])
 def test_held_out_gain_of_a_pose_on_digits(degrees, least):
     raw = np.load(FOLDER / "mnist.npz")
-    chosen = np.flatnonzero(raw["train_labels"] == 3)[:1600]
-    x = torch.as_tensor(raw["train_images"][chosen] / 255.0)[:, None]
+    chosen = np.flatnonzero(raw["train_labels"] == 3)[:4200]
+    smooth = gaussian_filter(raw["train_images"][chosen] / 255.0, (0, 1, 1))  # or turns of pixels would be noise
+    x = torch.as_tensor(smooth)[:, None]
     angle = torch.as_tensor(np.random.default_rng(0).uniform(-1, 1, len(x)) * np.radians(degrees))
     x = Pixels().rotate(x, angle)[:, 0].numpy()
-    data = from_arrays(f"threes-{degrees}", x[:1200], np.arange(1200) % 2, x[1200:], np.arange(400) % 2)
+    data = from_arrays(f"threes-{degrees}", x[:1200], np.arange(1200) % 2, x[1200:], np.arange(3000) % 2)
     run = select(data, "latent_pose")
     mean, error = run.paired(next(f for f in run.fits if f.name == "trivial"))
-    assert -mean + 2.3 * error > least  # alpha = 1 %
+    assert -mean - 2.3 * error > least  # alpha = 1 %
