@@ -79,9 +79,8 @@ class PosedNormal(TorchDistribution):
         """Log density of images `[*B, R A]`."""
         size, squares = value.shape[-1], value.square().sum(-1) + self.template.square().sum((-2, -1))
         variance = self.scale.square()
-        rest = -0.5 * (
-            size * (2 * math.pi * variance).log() + squares / variance
-        )  # of no nodes: they come with what is matched
+        # without nodes of the pose, which only what is matched has: one pass over them
+        rest = -0.5 * (size * (2 * math.pi * variance).log() + squares / variance)
         return self._matched(value) / variance + rest
 
     def _matched(self, value: Tensor) -> Tensor:

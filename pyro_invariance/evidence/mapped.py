@@ -66,7 +66,7 @@ class Mapped:
             return self._together(draws) if self.vectorised else self._serial(draws)
 
     def _together(self, draws: Draws) -> Draws:
-        """Gather what each chunk gives in one tensor: many small ones hold open holes in the heap, gigabytes of it."""
+        """Gather what each chunk gives in one tensor: many small ones leave holes in the heap, gigabytes of them."""
         found: Draws = {}
         count = len(next(iter(draws.values())))
         for start in range(0, count, self.chunk):
